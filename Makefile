@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+#
+# `make help` lists the targets. Variables: V=1 (show commands), BUILD, PREFIX, DESTDIR, CC, CFLAGS,
+# SAN=address,undefined|thread (see test-asan, test-tsan).
+
+RELEASE := 0.1.0
+VERSION := $(or $(shell git describe --always --dirty 2>/dev/null),$(RELEASE))
+
+BUILD ?= build
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR := $(DESTDIR)$(PREFIX)/bin
+LIBDIR := $(DESTDIR)$(PREFIX)/lib
+INCDIR := $(DESTDIR)$(PREFIX)/include
+MANDIR := $(DESTDIR)$(PREFIX)/share/man/man1
+
+# ---- flags ----
+
+CFLAGS ?= -O2 -g
+WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
+	-Wpointer-arith -Wundef -Wvla -Wformat=2 -Werror
+RS_CFLAGS := -std=gnu17 -D_GNU_SOURCE= -I. -fPIC -fvisibility=hidden -pthread $(WARNINGS) $(CFLAGS)
+RS_LDFLAGS := -pthread $(LDFLAGS)
+SAN ?=
+ifneq ($(SAN),)
+RS_CFLAGS += -O1 -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+RS_LDFLAGS += -fsanitize=$(SAN)
+endif
+
+# Short output: `$(call say,CC,name)command` prints "  CC      name" unless V=1.
+ifeq ($(V),1)
+Q :=
+say =
+else
+Q := @
+say = @printf '  %-7s %s\n' '$(1)' '$(2)';
+MAKEFLAGS += --no-print-directory
+endif
+
+# ---- files ----
+
+# In tests/unit, tests/stress, tests/conformance, tests/apps, bench and examples every .c file is a
+# program, except that lib*.c are linked into each program of their folder.
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+programs-in = $(patsubst %.c,$(BUILD)/%,$(filter-out $(1)/lib%,$(wildcard $(1)/*.c)))
+
+LIB_SRC := $(wildcard rsock/*.c conn_mgr/*.c preload/*.c)
+CORE_OBJ := $(call obj,$(wildcard rsock/*.c))
+ALL_OBJ := $(call obj,$(LIB_SRC))
+API_OBJ := $(call obj,$(filter-out preload/interpose%,$(LIB_SRC)))
+TOOL_OBJ := $(call obj,$(wildcard tools/*.c))
+
+PRELOAD_LIB := $(BUILD)/librsock-preload.so
+API_LIB := $(BUILD)/librsock.so.0
+CORE_LIB := $(BUILD)/librsock-core.a
+TOOL := $(BUILD)/rsock
+
+UNIT := $(call programs-in,tests/unit)
+STRESS := $(call programs-in,tests/stress)
+CONFORMANCE := $(call programs-in,tests/conformance)
+APPS := $(call programs-in,tests/apps)
+BENCH := $(call programs-in,bench)
+EXAMPLES := $(call programs-in,examples)
+
+# The simulator drives only these files; it is built once as it is and once per planted fault.
+SIM_CORE := $(wildcard $(addprefix rsock/,stream.c wire.c mac.c reason.c))
+SIM_SRC := $(wildcard tests/sim/*.c)
+SIM := $(if $(SIM_SRC),$(BUILD)/tests/sim/sim)
+FAULTS := $(shell sed -n 's/^[[:space:]]*X(\([A-Z0-9_]*\)).*/\1/p' rsock/faults.h)
+SIM_FAULTS := $(if $(SIM),$(addprefix $(SIM)-,$(FAULTS)))
+
+PROGRAMS := $(UNIT) $(STRESS) $(SIM) $(SIM_FAULTS) $(CONFORMANCE) $(APPS) $(BENCH) $(EXAMPLES)
+
+# ---- build ----
+
+.PHONY: all programs
+all: $(PRELOAD_LIB) $(API_LIB) $(BUILD)/librsock.so $(TOOL)
+programs: $(PROGRAMS)
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC,$<)$(CC) $(RS_CFLAGS) -MMD -MP -c -o $@ $<
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+
+$(PRELOAD_LIB): $(ALL_OBJ) preload/librsock-preload.map
+	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=preload/librsock-preload.map \
+		-Wl,-z,nodelete -Wl,-z,defs -o $@ $(ALL_OBJ)
+
+$(API_LIB): $(API_OBJ) rsock/librsock.map
+	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=rsock/librsock.map \
+		-Wl,-soname,librsock.so.0 -Wl,-z,nodelete -Wl,-z,defs -o $@ $(API_OBJ)
+
+$(BUILD)/librsock.so: $(API_LIB)
+	$(Q)ln -sf $(<F) $@
+
+$(CORE_LIB): $(CORE_OBJ)
+	$(call say,AR,$(@F))rm -f $@ && $(AR) rcs $@ $(CORE_OBJ)
+
+$(TOOL): $(TOOL_OBJ) $(CORE_LIB)
+	$(call say,LD,$(@F))$(CC) $(RS_LDFLAGS) -o $@ $^
+
+# The version is a header of its own, rewritten only when it changes.
+$(BUILD)/version.h: FORCE
+	@mkdir -p $(@D)
+	@echo '#define RSOCK_VERSION "$(VERSION)"' | cmp -s - $@ || \
+		echo '#define RSOCK_VERSION "$(VERSION)"' >$@
+$(BUILD)/obj/tools/rsock.o: RS_CFLAGS += -include $(BUILD)/version.h
+$(BUILD)/obj/tools/rsock.o: | $(BUILD)/version.h
+.PHONY: FORCE
+
+# program-rule folder,prerequisites,libraries
+EXAMPLE_LIBS = -Wl,--as-needed -Wl,-rpath,'$$$$ORIGIN/..' $(API_LIB)
+define program-rule
+$(BUILD)/$(1)/%: $(BUILD)/obj/$(1)/%.o $(call obj,$(wildcard $(1)/lib*.c)) $(2)
+	@mkdir -p $$(@D)
+	$$(call say,LD,$(1)/$$*)$$(CC) $$(RS_LDFLAGS) -o $$@ $$(filter %.o,$$^) $(3)
+endef
+$(eval $(call program-rule,tests/unit,$(API_OBJ),-lcmocka))
+$(eval $(call program-rule,tests/stress,$(API_OBJ),-lm))
+$(eval $(call program-rule,tests/conformance,,))
+$(eval $(call program-rule,tests/apps,,))
+$(eval $(call program-rule,bench,,-lm))
+$(eval $(call program-rule,examples,$(API_LIB),$(EXAMPLE_LIBS)))
+
+$(BUILD)/tests/sim/sim: $(call obj,$(SIM_SRC) $(SIM_CORE))
+	@mkdir -p $(@D)
+	$(call say,LD,tests/sim/sim)$(CC) $(RS_LDFLAGS) -o $@ $^ -lm
+
+$(BUILD)/tests/sim/sim-%: $(SIM_SRC) $(SIM_CORE) $(wildcard rsock/*.h tests/sim/*.h)
+	@mkdir -p $(@D)
+	$(call say,FAULT,$*)$(CC) $(RS_CFLAGS) -DRS_FAULTS_BUILD \
+		-DRS_FAULT_PLANTED=RS_FAULT_ID_$* -o $@ $(SIM_SRC) $(SIM_CORE) -lm
+
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+# ---- tests ----
+#
+# Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
+# suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
+
+SUITES := unit stress sim conformance apps asan tsan
+RESULTS ?= $(BUILD)/test-results
+TIMEOUT ?= 300
+run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
+script = $(wildcard $(1))
+JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+
+.PHONY: test $(addprefix test-,$(SUITES) san)
+test: deps
+	$(Q)rm -f $(RESULTS)
+	$(Q)$(MAKE) $(JOBS) -k all programs || :
+	$(Q)for suite in $(SUITES); do $(MAKE) $(JOBS) test-$$suite || :; done; \
+		tests/run --total --results=$(RESULTS) $(SUITES)
+
+test-unit: $(UNIT)
+	$(call run-suite,unit) --timeout=$(TIMEOUT) $(UNIT)
+test-stress: $(STRESS)
+	$(call run-suite,stress) --timeout=$(TIMEOUT) $(STRESS)
+test-sim: $(SIM) $(SIM_FAULTS)
+	$(call run-suite,sim) --timeout=1200 $(SIM) $(call script,tests/sim/run-faults)
+test-conformance: all $(CONFORMANCE)
+	$(call run-suite,conformance) --timeout=1200 $(call script,tests/conformance/run)
+test-apps: all $(APPS)
+	$(call run-suite,apps) --timeout=1800 $(call script,tests/apps/run)
+
+# The unit and stress programs again, in a build of their own with sanitizers.
+test-asan: SANITIZER := address,undefined
+test-tsan: SANITIZER := thread
+test-asan test-tsan: test-%:
+	$(Q)$(MAKE) BUILD=$(BUILD)/$* SAN=$(SANITIZER) SUITE=$* RESULTS=$(RESULTS) test-san
+test-san: $(UNIT) $(STRESS)
+	$(call run-suite,$(SUITE)) --timeout=$(TIMEOUT) $(UNIT) $(STRESS)
+
+# ---- the rest ----
+
+.PHONY: demo bench install uninstall deps format lint clean help
+deps:
+	$(Q)tools/deps.sh
+
+demo: deps
+	$(Q)$(MAKE) $(JOBS) all
+	$(Q)tools/demo.py $(BUILD)/rsock
+
+bench: all $(BENCH)
+	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) bench/run
+
+install: all
+	install -d $(BINDIR) $(LIBDIR)/rsock $(LIBDIR)/pkgconfig $(INCDIR) $(MANDIR)
+	install -m 755 $(TOOL) $(BINDIR)/rsock
+	install -m 644 $(PRELOAD_LIB) $(LIBDIR)/rsock/librsock-preload.so
+	install -m 644 $(API_LIB) $(LIBDIR)/librsock.so.0
+	ln -sf librsock.so.0 $(LIBDIR)/librsock.so
+	install -m 644 rsock/rsock.h $(INCDIR)/rsock.h
+	install -m 644 docs/man/*.1 $(MANDIR)
+	printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
+		'Name: rsock' 'Description: TCP sockets over shared memory and RDMA' \
+		'Version: $(RELEASE)' 'Libs: -L$${libdir} -lrsock' 'Cflags: -I$${includedir}' \
+		>$(LIBDIR)/pkgconfig/rsock.pc
+
+uninstall:
+	rm -f $(BINDIR)/rsock $(LIBDIR)/librsock.so $(LIBDIR)/librsock.so.0 $(INCDIR)/rsock.h \
+		$(LIBDIR)/pkgconfig/rsock.pc $(addprefix $(MANDIR)/,$(notdir $(wildcard docs/man/*.1)))
+	rm -rf $(LIBDIR)/rsock
+
+SOURCES = $(shell find rsock conn_mgr preload tools tests bench examples -name '*.[ch]')
+format:
+	clang-format -i $(SOURCES)
+
+lint:
+	clang-format --dry-run -Werror $(SOURCES)
+	cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --inline-suppr \
+		--suppress=missingIncludeSystem --suppress=readdirCalled --library=posix --library=gnu \
+		-j$(shell nproc) -D__x86_64__ -D__linux__ -I. $(filter %.c,$(SOURCES))
+
+clean:
+	rm -rf $(BUILD)
+
+help:
+	@printf '%s\n' \
+		'all                the preload library, librsock.so and the rsock command (build/)' \
+		'demo               real programs, plain and under rsock, side by side' \
+		'test               every test suite; ends with "N passed, N failed"' \
+		'test-SUITE         one suite: $(SUITES)' \
+		'bench              the benchmarks' \
+		'install uninstall  under $$(DESTDIR)$$(PREFIX); PREFIX=$(PREFIX)' \
+		'deps               install the Debian packages that building and testing need' \
+		'format lint        clang-format; format check and cppcheck' \
+		'clean              remove $(BUILD)/' \
+		'V=1 shows the commands; BUILD, CC, CFLAGS, LDFLAGS as usual'

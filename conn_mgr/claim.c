@@ -1,0 +1,583 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/claim.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "conn_mgr/conn.h"
+#include "conn_mgr/peer.h"
+#include "conn_mgr/proof.h"
+#include "conn_mgr/rendezvous.h"
+#include "rsock/config.h"
+#include "rsock/log.h"
+#include "rsock/rows.h"
+#include "rsock/sys.h"
+
+#define BUCKETS 4096u
+#define BACKOFF_MAX_MS 100u
+#define CLAIM_MS 10000 /* a claim that nobody decides is given up */
+
+static struct rs_lock hash_lock;
+static struct rs_conn *accepted[BUCKETS]; /* by the client's address */
+
+/* ---- addresses ---- */
+
+/* v4-mapped addresses are IPv4. false: not an internet address. */
+static bool address(const struct sockaddr_storage *sa, uint8_t *family, uint8_t ip[16],
+		    uint16_t *port)
+{
+	memset(ip, 0, 16);
+	if (sa->ss_family == AF_INET) {
+		const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
+
+		*family = 4;
+		memcpy(ip, &in->sin_addr, 4);
+		*port = ntohs(in->sin_port);
+		return true;
+	}
+	if (sa->ss_family == AF_INET6) {
+		const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
+
+		*port = ntohs(in6->sin6_port);
+		if (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr)) {
+			*family = 4;
+			memcpy(ip, in6->sin6_addr.s6_addr + 12, 4);
+		} else {
+			*family = 6;
+			memcpy(ip, &in6->sin6_addr, 16);
+		}
+		return true;
+	}
+	return false;
+}
+
+static bool name_of(int fd, bool peer, uint8_t *family, uint8_t ip[16], uint16_t *port)
+{
+	struct sockaddr_storage sa;
+	socklen_t len = sizeof(sa);
+
+	memset(&sa, 0, sizeof(sa));
+	if (rs_sys3(peer ? SYS_getpeername : SYS_getsockname, fd, &sa, &len) != 0)
+		return false;
+	return address(&sa, family, ip, port);
+}
+
+/* Fills in c->tuple from the kernel socket, and the stats row. */
+static bool learn_tuple(struct rs_conn *c)
+{
+	struct rs_stats_addr local = { 0 }, peer = { 0 };
+	struct rs_tuple *t = &c->tuple;
+	uint8_t lf, pf;
+
+	if (!name_of(c->fd, false, &lf, local.ip, &local.port) ||
+	    !name_of(c->fd, true, &pf, peer.ip, &peer.port) || lf != pf)
+		return false;
+	t->family = lf;
+	memcpy(c->server ? t->server_ip : t->client_ip, local.ip, 16);
+	memcpy(c->server ? t->client_ip : t->server_ip, peer.ip, 16);
+	*(c->server ? &t->server_port : &t->client_port) = local.port;
+	*(c->server ? &t->client_port : &t->server_port) = peer.port;
+	rs_row_address(c->row, lf == 4 ? AF_INET : AF_INET6, &local, &peer);
+	return true;
+}
+
+static bool loopback(const struct rs_tuple *t)
+{
+	static const uint8_t one[16] = { [15] = 1 };
+
+	return t->family == 4 ? t->server_ip[0] == 127 : memcmp(t->server_ip, one, 16) == 0;
+}
+
+/* ---- accepted connections ---- */
+
+static uint32_t bucket(const uint8_t ip[16], uint16_t port)
+{
+	uint32_t h = port * 2654435761u;
+
+	for (size_t i = 0; i < 16; i++)
+		h = (h ^ ip[i]) * 16777619u;
+	return (h ^ h >> 15) % BUCKETS;
+}
+
+void rs_peer_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
+{
+	struct rs_directory *d;
+	bool holder = true;
+	uint32_t b;
+
+	c->tuple.server_port = port;
+	if (!address((const struct sockaddr_storage *)(const void *)peer, &c->tuple.family,
+		     c->tuple.client_ip, &c->tuple.client_port))
+		return;
+	b = bucket(c->tuple.client_ip, c->tuple.client_port);
+	c->window_end = rs_now_ms() + rs_config.window_ms;
+	rs_lock(&hash_lock);
+	c->hash_next = accepted[b];
+	accepted[b] = c;
+	c->hashed = true;
+	rs_unlock(&hash_lock);
+	d = rs_rendezvous_directory(port, &holder);
+	if (d && !holder)
+		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
+				 rs_process_name());
+}
+
+void rs_peer_unaccept(struct rs_conn *c)
+{
+	struct rs_directory *d;
+	bool holder = true;
+	struct rs_conn **p;
+
+	if (!c->hashed)
+		return;
+	rs_lock(&hash_lock);
+	for (p = &accepted[bucket(c->tuple.client_ip, c->tuple.client_port)]; *p;
+	     p = &(*p)->hash_next)
+		if (*p == c) {
+			*p = c->hash_next;
+			break;
+		}
+	c->hashed = false;
+	rs_unlock(&hash_lock);
+	d = rs_rendezvous_directory(c->tuple.server_port, &holder);
+	if (d && !holder)
+		rs_directory_drop(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port);
+}
+
+static bool same_server(const struct rs_tuple *a, const struct rs_tuple *b)
+{
+	return a->server_port == b->server_port && memcmp(a->server_ip, b->server_ip, 16) == 0;
+}
+
+/* The accepted connection of that 4-tuple, with a reference. */
+static struct rs_conn *find_accepted(const struct rs_tuple *t)
+{
+	struct rs_conn *c, *cand[8];
+	size_t n = 0;
+
+	rs_lock(&hash_lock);
+	for (c = accepted[bucket(t->client_ip, t->client_port)]; c && n < 8; c = c->hash_next)
+		if (c->tuple.family == t->family && c->tuple.client_port == t->client_port &&
+		    memcmp(c->tuple.client_ip, t->client_ip, 16) == 0 && rs_conn_get(c))
+			cand[n++] = c;
+	rs_unlock(&hash_lock);
+	c = NULL;
+	for (size_t i = 0; i < n; i++) {
+		bool hit = false;
+
+		/* Under the lock the descriptor cannot be closed and its number reused. */
+		rs_lock(&cand[i]->lock);
+		if (!c && !cand[i]->closed && learn_tuple(cand[i]))
+			hit = same_server(&cand[i]->tuple, t) &&
+			      cand[i]->tuple.client_port == t->client_port;
+		rs_unlock(&cand[i]->lock);
+		if (hit)
+			c = cand[i];
+		else
+			rs_conn_put(cand[i]);
+	}
+	return c;
+}
+
+/* ---- the accepting side ---- */
+
+static void answer_no(struct rs_link *l, const struct rs_msg *ask, uint8_t code, uint8_t reason,
+		      const char *name)
+{
+	struct rs_msg m = { .type = RS_MSG_CLAIM_NO,
+			    .id = ask->from,
+			    .code = code,
+			    .reason = reason };
+
+	if (name)
+		memcpy(m.name, name, RS_NAME_LEN);
+	rs_link_send(l, &m, NULL, 0);
+}
+
+static bool handle_matches(const struct rs_tuple *t, bool server_end, int handle)
+{
+	int64_t inode;
+
+	if (handle < 0)
+		return false;
+	inode = rs_proof_inode(t, server_end);
+	return inode > 0 && (uint64_t)inode == rs_proof_handle_inode(handle);
+}
+
+void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
+{
+	struct rs_conn *c = find_accepted(&ask->tuple);
+	struct rs_msg m = { .type = RS_MSG_CLAIM_OK, .id = ask->from };
+	uint8_t no = 0, reason = 0;
+	char name[RS_NAME_LEN];
+	int mine = -1;
+
+	if (!c) {
+		bool holder = false;
+		struct rs_directory *d = rs_rendezvous_directory(ask->tuple.server_port, &holder);
+
+		if (d && rs_directory_get(d, ask->tuple.family, ask->tuple.client_ip,
+					  ask->tuple.client_port, name) &&
+		    strcmp(name, rs_process_name()) != 0)
+			answer_no(l, ask, RS_CLAIM_REDIRECT, 0, name);
+		else if (rs_proof_inode(&ask->tuple, true) >= 0)
+			/* Not accepted yet, or accepted this moment. */
+			answer_no(l, ask, RS_CLAIM_NOT_YET, 0, NULL);
+		else
+			answer_no(l, ask, RS_CLAIM_UNKNOWN, 0, NULL);
+		return;
+	}
+	rs_lock(&c->lock);
+	if (c->plain || c->closed || c->bound || c->claim != RS_CLAIM_NONE) {
+		no = RS_CLAIM_REFUSED;
+		reason = c->plain ? c->reason : RS_REASON_CLOSING;
+	} else if (!handle_matches(&ask->tuple, false, handle)) {
+		no = RS_CLAIM_REFUSED;
+		reason = RS_REASON_NO_PROOF;
+	} else if (rs_link_slot_get(l, c) != 0) {
+		no = RS_CLAIM_REFUSED;
+		reason = RS_REASON_NO_MEMORY;
+	} else {
+		mine = rs_proof_handle(c->fd);
+		if (mine < 0) {
+			no = RS_CLAIM_REFUSED;
+			reason = mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS :
+								       RS_REASON_NO_PROOF;
+			rs_link_slot_unused(l, c->id);
+			c->link = NULL;
+		}
+	}
+	if (!no) {
+		rs_sys3(SYS_getrandom, c->secret, sizeof(c->secret), 0);
+		memcpy(c->peer_commit, ask->secret, sizeof(c->peer_commit));
+		c->peer_id = ask->from;
+		c->claim = RS_CLAIM_SENT;
+		c->window_end = 0;
+		c->claim_at = rs_now_ms() + CLAIM_MS;
+		m.from = c->id;
+		memcpy(m.secret, c->secret, sizeof(m.secret));
+		rs_link_send(l, &m, &mine, 1);
+		rs_sys1(SYS_close, mine);
+	}
+	rs_unlock(&c->lock);
+	if (no) {
+		answer_no(l, ask, no, reason, NULL);
+		if (!c->plain && no == RS_CLAIM_REFUSED && reason != RS_REASON_CLOSING &&
+		    reason != RS_REASON_NO_PROOF)
+			rs_conn_give_up(c, reason);
+	}
+	rs_conn_put(c);
+}
+
+/* Both secrets and both ends' slots are known. */
+static void attach(struct rs_conn *c, const uint8_t *server_secret, const uint8_t *client_secret)
+{
+	uint8_t both[2 * RS_HASH_LEN], key[RS_KEY_LEN];
+
+	memcpy(both, server_secret, RS_HASH_LEN);
+	memcpy(both + RS_HASH_LEN, client_secret, RS_HASH_LEN);
+	rs_sha256(both, sizeof(both), key);
+	rs_conn_attach(c, key);
+	memset(both, 0, sizeof(both));
+	memset(key, 0, sizeof(key));
+	memset(c->secret, 0, sizeof(c->secret));
+}
+
+/* The peer believes in a stream that we do not have: say so. */
+static void refuse_stream(struct rs_link *l, uint32_t peer_id)
+{
+	struct rs_msg m = { .type = RS_MSG_GONE, .id = peer_id };
+
+	rs_link_send(l, &m, NULL, 0);
+}
+
+void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m)
+{
+	struct rs_conn *c = rs_link_conn(l, m->id);
+	uint8_t hash[RS_HASH_LEN];
+
+	if (!c)
+		return;
+	if (c->server && c->claim == RS_CLAIM_SENT && !c->bound) {
+		rs_sha256(m->secret, RS_HASH_LEN, hash);
+		if (!rs_mem_equal(hash, c->peer_commit, RS_HASH_LEN)) {
+			rs_conn_put(c);
+			rs_link_kill(l, rs_now_ms());
+			return;
+		}
+		attach(c, c->secret, m->secret);
+		if (!c->bound) {
+			refuse_stream(l, c->peer_id);
+			rs_link_slot_unused(l, m->id);
+		}
+	}
+	rs_conn_put(c);
+}
+
+/* ---- the connecting side ---- */
+
+static void backoff(struct rs_conn *c, uint64_t now)
+{
+	uint64_t ms = (uint64_t)1 << (c->claim_tries < 7 ? c->claim_tries : 7);
+
+	c->claim_tries++;
+	c->claim_index = 0;
+	c->claim_again = false;
+	c->claim_name[0] = '\0';
+	c->link = NULL;
+	c->claim = RS_CLAIM_BACKOFF;
+	c->claim_at = now + (ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS);
+	rs_control_due(c->claim_at);
+}
+
+static void give_up(struct rs_conn *c, enum rs_reason why)
+{
+	c->claim = RS_CLAIM_DONE;
+	c->link = NULL;
+	rs_conn_give_up(c, why);
+}
+
+/* This process does not hold the other end: ask the next one that listens on the port. */
+static void next_process(struct rs_conn *c, uint64_t now)
+{
+	c->link = NULL;
+	c->claim_name[0] = '\0';
+	c->claim_index++;
+	c->claim = RS_CLAIM_WANTED;
+	rs_peer_claim(c, now);
+}
+
+static struct rs_link *link_to(const char *name, int *err)
+{
+	struct rs_link *l;
+	int sock;
+
+	for (l = rs_links; l; l = l->next)
+		if (!l->dead && l->initiator && strcmp(l->name, name) == 0)
+			return l;
+	sock = rs_rendezvous_connect(name);
+	if (sock < 0) {
+		*err = sock;
+		return NULL;
+	}
+	l = rs_link_new(sock, name);
+	if (!l) {
+		rs_fd_close(sock);
+		*err = -ENOMEM;
+	}
+	return l;
+}
+
+static void nobody_there(struct rs_conn *c, uint64_t now)
+{
+	if (c->claim_name[0] || c->claim_again) {
+		backoff(c, now); /* a worker that died, or the end of the list: start again */
+		return;
+	}
+	if (c->claim_index == 0)
+		rs_rendezvous_refused(c->tuple.server_port, now);
+	give_up(c, RS_REASON_PEER_PLAIN);
+}
+
+static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
+{
+	struct rs_msg m = { .type = RS_MSG_CLAIM, .tuple = c->tuple };
+	int mine, r;
+
+	mine = rs_proof_handle(c->fd);
+	if (mine < 0) {
+		give_up(c, mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS :
+								RS_REASON_NO_PROOF);
+		return;
+	}
+	r = rs_link_slot_get(l, c);
+	if (r != 0) {
+		rs_sys1(SYS_close, mine);
+		give_up(c, r == -EMFILE ? RS_REASON_NO_FDS : RS_REASON_NO_MEMORY);
+		return;
+	}
+	rs_sys3(SYS_getrandom, c->secret, sizeof(c->secret), 0);
+	rs_sha256(c->secret, RS_HASH_LEN, m.secret);
+	m.from = c->id;
+	c->claim = RS_CLAIM_SENT;
+	c->claim_at = now + CLAIM_MS;
+	r = rs_link_send(l, &m, &mine, 1);
+	rs_sys1(SYS_close, mine);
+	if (r != 0) {
+		rs_link_slot_unused(l, c->id);
+		backoff(c, now);
+	}
+}
+
+void rs_peer_claim(struct rs_conn *c, uint64_t now)
+{
+	char name[RS_NAME_LEN];
+	struct rs_link *l;
+	bool known;
+	int err = 0;
+
+	if (c->plain || c->closed || c->bound)
+		return;
+	if (!c->window_end && !c->server)
+		c->window_end = now + CLAIM_MS;
+	rs_lock(&c->lock);
+	known = !c->closed && learn_tuple(c);
+	rs_unlock(&c->lock);
+	if (!known) {
+		if (c->closed)
+			return;
+		backoff(c, now); /* connect() still in progress, or failed: the program will see */
+		if (now >= c->window_end)
+			give_up(c, RS_REASON_NO_ROUTE);
+		return;
+	}
+	if (now >= c->window_end) {
+		give_up(c, RS_REASON_NO_ROUTE);
+		return;
+	}
+	if (memcmp(c->tuple.client_ip, c->tuple.server_ip, 16) == 0 &&
+	    c->tuple.client_port == c->tuple.server_port) {
+		give_up(c, RS_REASON_SELF);
+		return;
+	}
+	/* An address of this host routes to itself. */
+	if (!loopback(&c->tuple) && memcmp(c->tuple.client_ip, c->tuple.server_ip, 16) != 0) {
+		give_up(c, RS_REASON_NO_ROUTE);
+		return;
+	}
+	if (c->claim_name[0])
+		memcpy(name, c->claim_name, sizeof(name));
+	else
+		rs_rendezvous_name(c->tuple.server_port, c->claim_index, name);
+	l = link_to(name, &err);
+	if (!l) {
+		if (err == -ECONNREFUSED)
+			nobody_there(c, now);
+		else if (err == -EAGAIN || err == -EINTR)
+			backoff(c, now);
+		else
+			give_up(c, err == -EMFILE || err == -ENFILE ? RS_REASON_NO_FDS :
+								      RS_REASON_NO_MEMORY);
+		return;
+	}
+	rs_rendezvous_answered(c->tuple.server_port);
+	c->link = l;
+	if (l->up) {
+		send_claim(c, l, now);
+	} else {
+		c->claim = RS_CLAIM_SENT; /* rs_claim_link_up() goes on */
+		c->id = UINT32_MAX;
+	}
+}
+
+void rs_claim_link_up(struct rs_link *l)
+{
+	uint64_t now = rs_now_ms();
+
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		if (c->link == l && !c->server && c->claim == RS_CLAIM_SENT && c->id == UINT32_MAX &&
+		    !c->closed && !c->plain)
+			send_claim(c, l, now);
+}
+
+void rs_claim_link_lost(struct rs_conn *c, uint64_t now)
+{
+	if (c->plain || c->bound || c->closed)
+		return;
+	if (c->server)
+		give_up(c, RS_REASON_LINK_LOST);
+	else
+		backoff(c, now);
+}
+
+/* The connection that a claim of ours was for, with a reference, if it still waits for the answer. */
+static struct rs_conn *claimant(struct rs_link *l, uint32_t id)
+{
+	struct rs_conn *c = rs_link_conn(l, id);
+
+	if (c && (c->server || c->claim != RS_CLAIM_SENT || c->bound)) {
+		rs_conn_put(c);
+		c = NULL;
+	}
+	return c;
+}
+
+void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle)
+{
+	struct rs_conn *c = claimant(l, m->id);
+	struct rs_msg reveal = { .type = RS_MSG_REVEAL, .id = m->from };
+
+	if (!c || c->plain || c->closed) {
+		refuse_stream(l, m->from);
+		if (c) {
+			rs_link_slot_unused(l, m->id);
+			rs_conn_put(c);
+		}
+		return;
+	}
+	if (!handle_matches(&c->tuple, true, handle)) {
+		refuse_stream(l, m->from);
+		rs_link_slot_unused(l, m->id);
+		give_up(c, RS_REASON_NO_PROOF);
+		rs_conn_put(c);
+		return;
+	}
+	c->peer_id = m->from;
+	memcpy(reveal.secret, c->secret, RS_HASH_LEN);
+	rs_link_send(l, &reveal, NULL, 0);
+	attach(c, m->secret, c->secret);
+	if (!c->bound) {
+		refuse_stream(l, m->from);
+		rs_link_slot_unused(l, m->id);
+	}
+	rs_conn_put(c);
+}
+
+void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
+{
+	struct rs_conn *c = claimant(l, m->id);
+	uint64_t now = rs_now_ms();
+
+	if (!c)
+		return;
+	rs_link_slot_unused(l, m->id);
+	c->link = NULL;
+	switch (m->code) {
+	case RS_CLAIM_REFUSED:
+		give_up(c, m->reason < RS_REASON_COUNT && m->reason > RS_REASON_STARTING ?
+				   (enum rs_reason)m->reason :
+				   RS_REASON_PEER_PLAIN);
+		break;
+	case RS_CLAIM_REDIRECT:
+		/* A redirect leads to a process, and a process does not redirect further. */
+		if (c->claim_name[0] || strncmp(m->name, "rsock.p.", 8) != 0) {
+			backoff(c, now);
+			break;
+		}
+		memcpy(c->claim_name, m->name, RS_NAME_LEN);
+		c->claim = RS_CLAIM_WANTED;
+		rs_peer_claim(c, now);
+		break;
+	case RS_CLAIM_NOT_YET:
+		c->claim_again = true;
+		if (c->claim_name[0])
+			backoff(c, now);
+		else
+			next_process(c, now);
+		break;
+	default:
+		if (c->claim_name[0])
+			backoff(c, now);
+		else
+			next_process(c, now);
+		break;
+	}
+	rs_conn_put(c);
+}
+
+void rs_claim_forget(void)
+{
+	memset(accepted, 0, sizeof(accepted));
+	hash_lock.word = 0;
+}

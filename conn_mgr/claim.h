@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * claim.h - pairing the two ends of a connection over a link
+ *
+ * The connecting side claims: CLAIM{4-tuple, hash of its secret} + O_PATH descriptor of its socket.
+ * The accepting side checks the descriptor against sock_diag and answers CLAIM_OK{its secret} + its
+ * own descriptor, which the connecting side checks likewise before REVEAL{its secret}. The key of the
+ * stream is a hash of both secrets: neither side chose it. Other answers: unknown, not yet accepted,
+ * redirect to another process, refused. For the control thread, except where noted.
+ */
+#ifndef CONN_MGR_CLAIM_H
+#define CONN_MGR_CLAIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "rsock/wire.h"
+
+struct rs_conn;
+struct rs_link;
+
+void rs_claim_asked(struct rs_link *l, const struct rs_msg *m, int handle);
+void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle);
+void rs_claim_no(struct rs_link *l, const struct rs_msg *m);
+void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m);
+/* Connections that waited for this link go on / look for another way. */
+void rs_claim_link_up(struct rs_link *l);
+void rs_claim_link_lost(struct rs_conn *c, uint64_t now);
+void rs_claim_forget(void);
+
+/* What claims need of links (peer.c). `sock` is owned by the link from then on; NULL: refused. */
+struct rs_link *rs_link_new(int sock, const char *name);
+void rs_link_kill(struct rs_link *l, uint64_t now);
+int rs_link_send(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds);
+/* A slot for `c` (sets c->link, c->id). 0 or -errno. */
+int rs_link_slot_get(struct rs_link *l, struct rs_conn *c);
+/* The peer never learned of the slot, or will not use it. */
+void rs_link_slot_unused(struct rs_link *l, uint32_t id);
+
+#endif

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * conn.h - one TCP connection of this process: kernel socket + stream state machine + channel
+ *
+ * The edge around rsock/stream.h: it moves the bytes, sends the messages and obeys the todo bits.
+ * Application threads call it through preload/, the control thread through conn_mgr/control.h.
+ *
+ * Life: rs_conn_new() -> candidate (I/O goes through here, still TCP) -> either plain for good
+ * (c->plain: callers use the kernel directly and never come here again) or attached to a link, when
+ * its directions enter and leave the fast path.
+ *
+ * Memory of connections is never returned to the system (type-stable): a stale pointer may be
+ * dereferenced, rs_conn_get() tells whether it is still alive. Each has one lock; it is never held
+ * while sleeping or waiting for a peer. errno is untouched: functions return results or -errno.
+ */
+#ifndef CONN_MGR_CONN_H
+#define CONN_MGR_CONN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "rsock/lock.h"
+#include "rsock/reason.h"
+#include "rsock/shm.h"
+#include "rsock/stats.h"
+#include "rsock/stream.h"
+
+struct rs_conn;
+struct rs_link;
+
+/* Somebody who wants to know when readiness may have changed (an epoll item). */
+struct rs_watch {
+	struct rs_watch *next;
+	/* Under the connection's lock; must not sleep. */
+	void (*changed)(struct rs_watch *w, struct rs_conn *c);
+	/* The kernel's readiness of the socket begins (false: ceases) to speak for the stream. */
+	void (*kernel)(struct rs_watch *w, struct rs_conn *c, bool speaks);
+};
+
+enum rs_claim {
+	RS_CLAIM_NONE, /* accepted: waits to be claimed; or nothing to do any more */
+	RS_CLAIM_CONNECTING, /* connect() in progress */
+	RS_CLAIM_WANTED, /* connected: look for the peer */
+	RS_CLAIM_SENT, /* CLAIM is on its way */
+	RS_CLAIM_BACKOFF, /* ask again at claim_at */
+	RS_CLAIM_DONE,
+};
+
+struct rs_conn {
+	struct rs_lock lock;
+	uint32_t refs; /* file table entries, calls in progress, control thread */
+	bool plain; /* kernel TCP for good */
+	bool server;
+	bool closed; /* the application has closed its last descriptor */
+	bool managed; /* out of the kernel's epoll sets, watched by the control thread */
+	bool bound; /* `ch` is good */
+	bool held; /* `fd` is our own duplicate, kept after the program's close */
+	bool rd_shut; /* shutdown(SHUT_RD) */
+	bool rst_told; /* ECONNRESET of the stream was reported */
+	bool enters_rx;
+	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */
+	bool blocked; /* TCP did not take all that rs_tx_out() has */
+	bool shared; /* another process may hold it: close and exit must not speak for it */
+	uint8_t reason; /* enum rs_reason */
+	uint32_t nfds; /* descriptors that the program has for it */
+	int fd; /* a descriptor of the kernel socket; changes under the lock */
+	int err; /* pending socket error (errno value) that the kernel does not know of */
+	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
+	struct rs_stream sm;
+	struct rs_chan ch;
+	struct rs_watch *watches;
+	uint32_t news; /* grows when waiters must look again (futex word) */
+	uint32_t in_tcp; /* threads asleep in the kernel's recv; under the lock */
+	uint32_t sleepers; /* threads that wait for `news` */
+	uint32_t bells; /* local bells of poll() sleepers */
+	uint32_t want_room; /* bells of those that wait for room */
+	uint64_t ktx, krx; /* bytes given to and taken from the kernel */
+	struct rs_stats_row *row;
+	/* spinning, for the threads that wait on this connection */
+	uint32_t spin;
+
+	/* owned by the control thread, or by whoever holds the lock before it is listed */
+	struct rs_link *link;
+	uint32_t id, peer_id;
+	enum rs_claim claim;
+	uint32_t claim_tries;
+	uint32_t claim_index; /* n-th process that listens on the port */
+	bool claim_again; /* somebody said "not yet" in this round */
+	char claim_name[RS_NAME_LEN]; /* redirect */
+	uint64_t claim_at; /* ms */
+	uint64_t window_end; /* ms: plain for good unless claimed by then; 0: none */
+	uint64_t link_dead_at; /* ms: when a lost link counts as dead */
+	uint64_t retry_at; /* ms: try to enter again */
+	uint32_t retries;
+	uint8_t secret[RS_HASH_LEN], peer_commit[RS_HASH_LEN];
+	bool listed, watched_tcp;
+	struct rs_conn *next, *prev; /* control thread's list */
+	struct rs_conn *hash_next; /* accepted connections by peer address */
+	bool hashed;
+	struct rs_tuple tuple; /* filled in when it is claimed; server: peer part at once */
+	struct rs_conn *free_next;
+};
+
+/*
+ * A candidate for `fd`, with one reference for the caller. NULL: out of memory (stay plain).
+ * The control thread learns of it by rs_control_add().
+ */
+struct rs_conn *rs_conn_new(int fd, bool server);
+/* A reference, unless the connection is gone. */
+bool rs_conn_get(struct rs_conn *c);
+void rs_conn_put(struct rs_conn *c);
+
+/* ---- data ---- */
+
+/* As recv(2)/send(2) with an iovec. Result or -errno. `fd`: the descriptor that the caller used. */
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
+/* Does not raise SIGPIPE: -EPIPE is for the caller. */
+ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
+/*
+ * poll(2) readiness. Returns the bits that rsock answers for; *ask_kernel: the bits for which the
+ * kernel's answer on the socket counts.
+ */
+uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel);
+/* Bytes that recv() would give now; -errno: ask the kernel (-EAGAIN). */
+long rs_conn_readable(struct rs_conn *c);
+long rs_conn_unsent(struct rs_conn *c);
+int rs_conn_shutdown(struct rs_conn *c, int fd, int how);
+/*
+ * The last descriptor `fd` is being closed: does what precedes the kernel's close, which the caller
+ * does next. If the peer may still write control bytes, the connection keeps a duplicate of its own.
+ */
+void rs_conn_close(struct rs_conn *c, int fd);
+/* Takes a pending error (SO_ERROR); 0: ask the kernel. */
+int rs_conn_take_error(struct rs_conn *c);
+
+/* The program has one more / one less descriptor; `other`: one that remains. True: none is left. */
+void rs_conn_fd_added(struct rs_conn *c);
+bool rs_conn_fd_closed(struct rs_conn *c, int fd, int other);
+
+/* ---- paths ---- */
+
+/*
+ * Makes the connection plain TCP for good. When `wait`, returns only when it is (or after
+ * `wait_ms`). 0; -ETIMEDOUT: not yet. `consumed`: what was not consumed must be in the kernel again.
+ */
+int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
+/* tx path | rx path << 4 (enum rs_path). */
+int rs_conn_path(struct rs_conn *c);
+
+void rs_conn_watch(struct rs_conn *c, struct rs_watch *w);
+void rs_conn_unwatch(struct rs_conn *c, struct rs_watch *w);
+/* A poll() sleeper's bell rings on changes while set. */
+void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on);
+/* Under the lock: who wants news of arriving bytes and of room (masks of bells). */
+void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room);
+
+/* ---- for the control thread ---- */
+
+/* Something happened on the TCP side. */
+void rs_conn_tcp_event(struct rs_conn *c);
+void rs_conn_timer(struct rs_conn *c, uint64_t now);
+/* The earliest time (ms) at which rs_conn_timer() wants to be called; 0: never. */
+uint64_t rs_conn_deadline(const struct rs_conn *c);
+/* Ids, secrets and slots are agreed: may enter now. */
+void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN]);
+void rs_conn_message(struct rs_conn *c, const struct rs_msg *m);
+/* Plain for good without having been attached. */
+void rs_conn_give_up(struct rs_conn *c, enum rs_reason why);
+void rs_conn_ring(struct rs_conn *c);
+
+#endif

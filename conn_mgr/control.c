@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/control.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+
+#include "conn_mgr/conn.h"
+#include "conn_mgr/peer.h"
+#include "rsock/bell.h"
+#include "rsock/lock.h"
+#include "rsock/log.h"
+#include "rsock/sys.h"
+
+#define TICK_MS 50 /* how often candidates are looked at while there are any */
+#define STACK ((size_t)256 << 10)
+#define LINGER_MS 1000 /* idle that long: the thread ends */
+
+/* epoll data words: a source, or a connection with the lowest bit set */
+#define CONN_TAG 1u
+
+static struct rs_lock lock; /* start and stop */
+static int epfd = -1;
+static uint32_t running;
+static uint32_t self_tid;
+static struct rs_conn *added; /* stack of new connections (lock-free push) */
+static uint64_t next_due = UINT64_MAX; /* ms */
+struct rs_conn *rs_control_conns;
+
+bool rs_control_running(void)
+{
+	return __atomic_load_n(&running, __ATOMIC_ACQUIRE);
+}
+
+bool rs_control_self(void)
+{
+	return __atomic_load_n(&self_tid, __ATOMIC_RELAXED) == rs_tid();
+}
+
+void rs_control_kick(void)
+{
+	rs_bell_ring(1);
+}
+
+void rs_control_due(uint64_t ms)
+{
+	uint64_t cur = __atomic_load_n(&next_due, __ATOMIC_SEQ_CST);
+
+	while (ms < cur)
+		if (__atomic_compare_exchange_n(&next_due, &cur, ms, false, __ATOMIC_SEQ_CST,
+						__ATOMIC_SEQ_CST)) {
+			if (!rs_control_self())
+				rs_control_kick();
+			return;
+		}
+}
+
+void rs_control_add(struct rs_conn *c, bool kick)
+{
+	struct rs_conn *top = __atomic_load_n(&added, __ATOMIC_RELAXED);
+
+	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+	do
+		c->next = top;
+	while (!__atomic_compare_exchange_n(&added, &top, c, false, __ATOMIC_RELEASE,
+					    __ATOMIC_RELAXED));
+	if (kick)
+		rs_control_kick();
+	else
+		rs_control_due(rs_now_ms() + TICK_MS);
+}
+
+int rs_control_watch(int fd, uint32_t events, struct rs_source *s)
+{
+	struct epoll_event ev = { .events = events, .data.u64 = (uintptr_t)s };
+	long r = rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, &ev);
+
+	if (r == -EEXIST)
+		r = rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_MOD, fd, &ev);
+	return (int)r;
+}
+
+void rs_control_unwatch(int fd)
+{
+	struct epoll_event ev = { 0 };
+
+	rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_DEL, fd, &ev);
+}
+
+int rs_control_watch_conn(int fd, struct rs_conn *c)
+{
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+				  .data.u64 = (uintptr_t)c | CONN_TAG };
+	long r = rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, &ev);
+
+	if (r == -EEXIST)
+		r = rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_MOD, fd, &ev);
+	return (int)r;
+}
+
+static void take_added(void)
+{
+	struct rs_conn *c = __atomic_exchange_n(&added, NULL, __ATOMIC_ACQUIRE), *next;
+
+	for (; c; c = next) {
+		next = c->next;
+		c->prev = NULL;
+		c->next = rs_control_conns;
+		if (rs_control_conns)
+			rs_control_conns->prev = c;
+		rs_control_conns = c;
+		c->listed = true;
+	}
+}
+
+static void drop(struct rs_conn *c)
+{
+	if (c->prev)
+		c->prev->next = c->next;
+	else
+		rs_control_conns = c->next;
+	if (c->next)
+		c->next->prev = c->prev;
+	c->listed = false;
+	rs_peer_unaccept(c);
+	rs_conn_put(c);
+}
+
+/* Nothing of this connection needs the control thread any more. */
+static bool finished(const struct rs_conn *c)
+{
+	if (c->watched_tcp || c->held)
+		return false;
+	return c->plain || c->closed || c->reset;
+}
+
+/* Timers and claims of all connections; returns when to come again. */
+static uint64_t look_at_all(uint64_t now)
+{
+	uint64_t due = UINT64_MAX;
+	struct rs_conn *c, *next;
+
+	for (c = rs_control_conns; c; c = next) {
+		uint64_t d;
+
+		next = c->next;
+		if (finished(c)) {
+			drop(c);
+			continue;
+		}
+		d = rs_conn_deadline(c);
+		if (d && now >= d) {
+			rs_conn_timer(c, now);
+			d = rs_conn_deadline(c);
+		}
+		if (c->claim == RS_CLAIM_WANTED ||
+		    (c->claim == RS_CLAIM_BACKOFF && now >= c->claim_at)) {
+			rs_peer_claim(c, now);
+			d = rs_conn_deadline(c);
+		}
+		if (!c->bound && !c->plain && (!d || d > now + TICK_MS))
+			d = now + TICK_MS;
+		if (d && d < due)
+			due = d;
+	}
+	return due;
+}
+
+static void wait_and_dispatch(uint64_t due)
+{
+	struct epoll_event ev[64];
+	uint64_t now = rs_now_ms();
+	long n, timeout = -1;
+
+	if (due != UINT64_MAX)
+		timeout = due > now ? (long)(due - now) : 0;
+	if (timeout > 60000)
+		timeout = 60000;
+	n = rs_sys6(SYS_epoll_pwait, epfd, (long)ev, 64, timeout, 0, 8);
+	for (long i = 0; i < n; i++) {
+		uint64_t word = ev[i].data.u64;
+
+		if (word & CONN_TAG) {
+			rs_conn_tcp_event((struct rs_conn *)(uintptr_t)(word & ~(uint64_t)CONN_TAG));
+		} else {
+			struct rs_source *s = (struct rs_source *)(uintptr_t)word;
+
+			s->event(s, ev[i].events);
+		}
+	}
+}
+
+static void bell_event(struct rs_source *s, uint32_t events)
+{
+	uint64_t count;
+
+	(void)s;
+	(void)events;
+	rs_sys3(SYS_read, rs_bell_fd(0), &count, sizeof(count));
+	rs_peer_scan_bells();
+}
+
+static bool may_stop(void)
+{
+	bool stop = false;
+
+	rs_lock(&lock);
+	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) && rs_peer_idle()) {
+		rs_peer_close_links();
+		__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
+		stop = true;
+	}
+	rs_unlock(&lock);
+	/* A connection that came in between found the thread running: start anew for it. */
+	if (stop && __atomic_load_n(&added, __ATOMIC_SEQ_CST))
+		rs_control_start();
+	return stop;
+}
+
+static void *control_main(void *arg)
+{
+	uint64_t idle_since = 0;
+
+	(void)arg;
+	__atomic_store_n(&self_tid, rs_tid(), __ATOMIC_RELAXED);
+	rs_sys5(SYS_prctl, PR_SET_NAME, "rsock", 0, 0, 0);
+	for (;;) {
+		uint64_t now = rs_now_ms(), due, soon;
+
+		__atomic_store_n(&next_due, UINT64_MAX, __ATOMIC_SEQ_CST);
+		take_added();
+		due = look_at_all(now);
+		rs_peer_timer(now);
+		if (!rs_control_conns && rs_peer_idle()) {
+			if (!idle_since)
+				idle_since = now;
+			if (now - idle_since >= LINGER_MS && may_stop())
+				return NULL;
+			if (due > now + LINGER_MS)
+				due = now + LINGER_MS;
+		} else {
+			idle_since = 0;
+		}
+		soon = __atomic_load_n(&next_due, __ATOMIC_SEQ_CST);
+		if (__atomic_load_n(&added, __ATOMIC_SEQ_CST) && soon > now + TICK_MS)
+			soon = now + TICK_MS;
+		if (soon < due)
+			due = soon;
+		/* What becomes due while we sleep is compared with what we sleep for. */
+		__atomic_store_n(&next_due, due, __ATOMIC_SEQ_CST);
+		wait_and_dispatch(due);
+	}
+}
+
+int rs_control_start(void)
+{
+	static struct rs_source bell = { bell_event };
+	sigset_t all, old;
+	pthread_attr_t attr;
+	struct sched_param sp = { 0 };
+	pthread_t thread;
+	long fd;
+	int r = 0;
+
+	if (rs_control_running())
+		return 0;
+	rs_lock(&lock);
+	if (running)
+		goto out;
+	r = rs_bell_init();
+	if (r != 0)
+		goto out;
+	if (epfd < 0) {
+		fd = rs_sys1(SYS_epoll_create1, EPOLL_CLOEXEC);
+		if (fd < 0) {
+			r = (int)fd;
+			goto out;
+		}
+		epfd = rs_fd_hide((int)fd);
+		r = rs_control_watch(rs_bell_fd(0), EPOLLIN, &bell);
+		if (r != 0)
+			goto out;
+	}
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
+	pthread_attr_setschedpolicy(&attr, SCHED_OTHER);
+	pthread_attr_setschedparam(&attr, &sp);
+	__atomic_store_n(&running, 1, __ATOMIC_SEQ_CST);
+	r = -pthread_create(&thread, &attr, control_main, NULL);
+	if (r != 0)
+		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
+	pthread_attr_destroy(&attr);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	rs_log(RS_LOG_DEBUG, "control thread: %s", r ? "cannot start" : "started");
+out:
+	rs_unlock(&lock);
+	return r;
+}
+
+void rs_control_forget(void)
+{
+	if (epfd >= 0)
+		rs_fd_close(epfd);
+	epfd = -1;
+	running = 0;
+	self_tid = 0;
+	added = NULL;
+	rs_control_conns = NULL;
+	next_due = UINT64_MAX;
+	lock.word = 0;
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * control.h - the control thread: one per process, from the first TCP connect or listen on
+ *
+ * It owns the rendezvous sockets and links (conn_mgr/peer.h), watches the TCP side of connections
+ * that are off the beaten path, and runs timers. All functions are thread-safe; none waits for it.
+ */
+#ifndef CONN_MGR_CONTROL_H
+#define CONN_MGR_CONTROL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct rs_conn;
+
+/* What an epoll event of the control thread belongs to. */
+struct rs_source {
+	void (*event)(struct rs_source *s, uint32_t events);
+};
+
+/* Starts the thread if it does not run. 0 or -errno (EAGAIN, ENOMEM, EMFILE ...). */
+int rs_control_start(void);
+bool rs_control_running(void);
+/* True on the control thread itself. */
+bool rs_control_self(void);
+/* Wakes the thread: it looks at new connections, claims and deadlines. */
+void rs_control_kick(void);
+
+/* Puts a connection under the control thread's care; takes a reference. `kick`: wake it now. */
+void rs_control_add(struct rs_conn *c, bool kick);
+/* Something is due at `ms`. */
+void rs_control_due(uint64_t ms);
+
+/* Watches `fd`; epoll `events` (EPOLLET allowed). 0 or -errno. The source must outlive the watch. */
+int rs_control_watch(int fd, uint32_t events, struct rs_source *s);
+void rs_control_unwatch(int fd);
+/* Watches the TCP side of a connection (edge-triggered). Holds no reference: unwatch first. */
+int rs_control_watch_conn(int fd, struct rs_conn *c);
+
+/* In a forked child: no thread, nothing watched. */
+void rs_control_forget(void);
+
+/* The connections under care, for the control thread only. */
+extern struct rs_conn *rs_control_conns;
+
+#endif

@@ -1,0 +1,637 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/peer.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/un.h>
+
+#include "conn_mgr/claim.h"
+#include "conn_mgr/conn.h"
+#include "conn_mgr/rendezvous.h"
+#include "rsock/bell.h"
+#include "rsock/log.h"
+#include "rsock/rows.h"
+#include "rsock/sys.h"
+
+#define HELLO_MS 5000 /* a peer that says nothing that long is given up */
+#define RECLAIM_MS 10000 /* memory of a dead link outlives every harvester */
+
+struct rs_queued {
+	struct rs_queued *next;
+	size_t len;
+	uint8_t bytes[RS_MSG_MAX];
+};
+
+struct rs_link *rs_links;
+static struct rs_lock links_lock; /* additions to the list, bells_sent */
+
+/* ---- messages out ---- */
+
+static long send_now(struct rs_link *l, const uint8_t *bytes, size_t len, const int *fds, size_t nfds)
+{
+	union {
+		struct cmsghdr align;
+		char buf[CMSG_SPACE(2 * sizeof(int))];
+	} ctl;
+	struct iovec iov = { (void *)(uintptr_t)bytes, len };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+	long r;
+
+	if (nfds) {
+		struct cmsghdr *cm;
+
+		memset(&ctl, 0, sizeof(ctl));
+		mh.msg_control = ctl.buf;
+		mh.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
+		cm = CMSG_FIRSTHDR(&mh);
+		cm->cmsg_level = SOL_SOCKET;
+		cm->cmsg_type = SCM_RIGHTS;
+		cm->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+		memcpy(CMSG_DATA(cm), fds, nfds * sizeof(int));
+	}
+	do
+		r = rs_sys3(SYS_sendmsg, l->sock, &mh, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (r == -EINTR);
+	return r;
+}
+
+int rs_link_send(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds)
+{
+	uint8_t bytes[RS_MSG_MAX];
+	size_t len = rs_msg_encode(m, bytes);
+	long r = -EAGAIN;
+
+	rs_lock(&l->lock);
+	if (l->dead) {
+		rs_unlock(&l->lock);
+		return -EPIPE;
+	}
+	if (!l->queue)
+		r = send_now(l, bytes, len, fds, nfds);
+	if (r == -EAGAIN && !nfds) {
+		struct rs_queued *q = malloc(sizeof(*q));
+
+		if (q) {
+			q->next = NULL;
+			q->len = len;
+			memcpy(q->bytes, bytes, len);
+			*l->queue_tail = q;
+			l->queue_tail = &q->next;
+			rs_control_watch(l->sock, EPOLLIN | EPOLLOUT, &l->source);
+			r = 0;
+		}
+	}
+	rs_unlock(&l->lock);
+	return r < 0 ? (int)r : 0;
+}
+
+static void drain_queue(struct rs_link *l)
+{
+	rs_lock(&l->lock);
+	while (l->queue) {
+		struct rs_queued *q = l->queue;
+
+		if (send_now(l, q->bytes, q->len, NULL, 0) == -EAGAIN)
+			break;
+		l->queue = q->next;
+		free(q);
+	}
+	if (!l->queue) {
+		l->queue_tail = &l->queue;
+		rs_control_watch(l->sock, EPOLLIN, &l->source);
+	}
+	rs_unlock(&l->lock);
+}
+
+void rs_peer_send(struct rs_conn *c, uint8_t type, uint32_t epoch, uint64_t offset)
+{
+	struct rs_msg m = { .type = type, .id = c->peer_id, .epoch = epoch, .offset = offset };
+	struct rs_link *l = c->link;
+
+	if (!l)
+		return;
+	if (type == RS_MSG_GONE) {
+		rs_lock(&l->lock);
+		if (l->slot[c->id].conn == c)
+			l->slot[c->id].gone_sent = true;
+		rs_unlock(&l->lock);
+	}
+	rs_link_send(l, &m, NULL, 0);
+}
+
+/* ---- slots ---- */
+
+static int add_segment(struct rs_link *l)
+{
+	struct rs_msg m = { .type = RS_MSG_SEGMENT, .index = l->shm.nmine };
+	struct rs_slot_state *slot;
+	struct rs_shm_head *h;
+	int fd, r = 0;
+
+	if (l->shm.nmine == RS_SHM_SEGMENTS)
+		return -ENOSPC;
+	fd = rs_shm_create(&h);
+	if (fd < 0)
+		return fd;
+	slot = calloc(l->slots + RS_SHM_SLOTS, sizeof(*slot));
+	if (!slot) {
+		rs_shm_unmap(h);
+		rs_fd_close(fd);
+		return -ENOMEM;
+	}
+	if (l->shm.nmine > 0) {
+		r = rs_link_send(l, &m, &fd, 1);
+		if (r != 0) {
+			free(slot);
+			rs_shm_unmap(h);
+			rs_fd_close(fd);
+			return r;
+		}
+	}
+	rs_lock(&l->lock);
+	if (l->slot) {
+		memcpy(slot, l->slot, l->slots * sizeof(*slot));
+		free(l->slot);
+	}
+	l->slot = slot;
+	l->mine_fd[l->shm.nmine] = fd;
+	l->shm.mine[l->shm.nmine] = h;
+	__atomic_store_n(&l->shm.nmine, l->shm.nmine + 1, __ATOMIC_RELEASE);
+	l->slots += RS_SHM_SLOTS;
+	rs_unlock(&l->lock);
+	return 0;
+}
+
+int rs_link_slot_get(struct rs_link *l, struct rs_conn *c)
+{
+	uint32_t id;
+
+	if (l->used == l->slots) {
+		int r = add_segment(l);
+
+		if (r != 0)
+			return r;
+	}
+	rs_lock(&l->lock);
+	for (id = l->hint; l->slot[id % l->slots].used; id++)
+		;
+	id %= l->slots;
+	l->hint = id;
+	l->used++;
+	l->slot[id] = (struct rs_slot_state){ .conn = c, .used = true };
+	rs_slot_reset(&l->shm.mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS]);
+	rs_unlock(&l->lock);
+	c->link = l;
+	c->id = id;
+	return 0;
+}
+
+/* Under l->lock. The slot serves another stream only when nobody can write it any more. */
+static void try_release(struct rs_link *l, uint32_t id)
+{
+	struct rs_slot_state *s = &l->slot[id];
+
+	if (!s->used || !s->done || !((s->gone_sent && s->gone_recv) || l->dead))
+		return;
+	*s = (struct rs_slot_state){ 0 };
+	l->used--;
+	l->hint = id;
+}
+
+void rs_link_slot_unused(struct rs_link *l, uint32_t id)
+{
+	rs_lock(&l->lock);
+	l->slot[id].conn = NULL;
+	l->slot[id].done = true;
+	l->slot[id].gone_sent = true;
+	l->slot[id].gone_recv = true;
+	try_release(l, id);
+	rs_unlock(&l->lock);
+}
+
+void rs_peer_detach(struct rs_conn *c)
+{
+	struct rs_link *l = c->link;
+
+	if (!l || !c->bound)
+		return;
+	if (!c->sm.gone_sent) {
+		c->sm.gone_sent = true;
+		rs_peer_send(c, RS_MSG_GONE, 0, 0);
+	}
+	rs_lock(&l->lock);
+	if (l->slot[c->id].conn == c) {
+		l->slot[c->id].conn = NULL;
+		l->slot[c->id].done = true;
+		try_release(l, c->id);
+	}
+	rs_unlock(&l->lock);
+	c->bound = false;
+	c->link = NULL;
+}
+
+struct rs_conn *rs_link_conn(struct rs_link *l, uint32_t id)
+{
+	struct rs_conn *c = NULL;
+
+	rs_lock(&l->lock);
+	if (id < l->slots && l->slot[id].conn && rs_conn_get(l->slot[id].conn))
+		c = l->slot[id].conn;
+	rs_unlock(&l->lock);
+	return c;
+}
+
+/* ---- bells ---- */
+
+void rs_peer_bells(void)
+{
+	uint32_t made = rs_bell_made();
+
+	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next) {
+		uint32_t todo;
+
+		if (!rs_link_alive(l))
+			continue;
+		todo = made & ~__atomic_load_n(&l->bells_sent, __ATOMIC_RELAXED);
+		while (todo) {
+			uint32_t b = (uint32_t)__builtin_ctz(todo);
+			struct rs_msg m = { .type = RS_MSG_BELL, .index = b };
+			int fd = rs_bell_fd(b);
+
+			todo &= todo - 1;
+			if (__atomic_fetch_or(&l->bells_sent, 1u << b, __ATOMIC_SEQ_CST) & (1u << b))
+				continue;
+			if (rs_link_send(l, &m, &fd, 1) != 0)
+				__atomic_fetch_and(&l->bells_sent, ~(1u << b), __ATOMIC_SEQ_CST);
+		}
+	}
+}
+
+void rs_link_harvest(struct rs_link *l, uint32_t bell,
+		     void (*take)(struct rs_conn *c, void *arg), void *arg)
+{
+	struct rs_shm_bell *b0;
+
+	if (!rs_link_alive(l))
+		return;
+	b0 = &l->shm.mine[0]->bells[bell];
+	if (!__atomic_load_n(&b0->pending, __ATOMIC_RELAXED))
+		return;
+	__atomic_exchange_n(&b0->pending, 0, __ATOMIC_SEQ_CST);
+	for (uint32_t s = 0; s < __atomic_load_n(&l->shm.nmine, __ATOMIC_ACQUIRE); s++) {
+		struct rs_shm_bell *b = &l->shm.mine[s]->bells[bell];
+
+		for (uint32_t w = 0; w < RS_SHM_SLOTS / 64; w++) {
+			uint64_t bits;
+
+			if (!__atomic_load_n(&b->ready[w], __ATOMIC_RELAXED))
+				continue;
+			bits = __atomic_exchange_n(&b->ready[w], 0, __ATOMIC_SEQ_CST);
+			while (bits) {
+				uint32_t bit = (uint32_t)__builtin_ctzll(bits);
+				struct rs_conn *c =
+					rs_link_conn(l, s * RS_SHM_SLOTS + w * 64 + bit);
+
+				bits &= bits - 1;
+				if (c)
+					take(c, arg);
+			}
+		}
+	}
+}
+
+bool rs_links_asleep(uint32_t bell, bool asleep)
+{
+	bool pending = false;
+
+	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next) {
+		struct rs_shm_bell *b;
+
+		if (!rs_link_alive(l))
+			continue;
+		b = &l->shm.mine[0]->bells[bell];
+		__atomic_store_n(&b->asleep, asleep, __ATOMIC_SEQ_CST);
+		if (asleep && __atomic_load_n(&b->pending, __ATOMIC_SEQ_CST))
+			pending = true;
+	}
+	return pending;
+}
+
+static void ring_conn(struct rs_conn *c, void *arg)
+{
+	(void)arg;
+	rs_lock(&c->lock);
+	rs_conn_ring(c);
+	rs_unlock(&c->lock);
+	rs_conn_put(c);
+}
+
+void rs_peer_scan_bells(void)
+{
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (!rs_link_alive(l))
+			continue;
+		rs_link_harvest(l, 0, ring_conn, NULL);
+		for (uint32_t b = 1; b < RS_BELLS; b++)
+			if (__atomic_load_n(&l->shm.mine[0]->bells[b].pending, __ATOMIC_SEQ_CST))
+				rs_bell_ring(1u << b & rs_bell_made());
+	}
+}
+
+/* ---- links ---- */
+
+void rs_link_kill(struct rs_link *l, uint64_t now)
+{
+	if (l->dead)
+		return;
+	rs_log(RS_LOG_INFO, "link to %s is gone", l->name[0] ? l->name : "a client process");
+	rs_control_unwatch(l->sock);
+	rs_lock(&l->lock);
+	__atomic_store_n(&l->dead, true, __ATOMIC_SEQ_CST);
+	rs_fd_close(l->sock);
+	l->sock = -1;
+	while (l->queue) {
+		struct rs_queued *q = l->queue;
+
+		l->queue = q->next;
+		free(q);
+	}
+	l->died = now;
+	rs_unlock(&l->lock);
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
+		if (c->link != l)
+			continue;
+		if (!c->bound) {
+			rs_claim_link_lost(c, now);
+			continue;
+		}
+		/* A process that died also says so on TCP, and then nothing needs to be resumed. */
+		c->link_dead_at = now + 100;
+		rs_control_due(c->link_dead_at);
+	}
+}
+
+static void reclaim(struct rs_link *l)
+{
+	for (uint32_t s = 0; s < RS_SHM_SEGMENTS; s++) {
+		if (s < l->shm.nmine) {
+			rs_shm_unmap(l->shm.mine[s]);
+			rs_fd_close(l->mine_fd[s]);
+		}
+		if (s < l->shm.npeer)
+			rs_shm_unmap(l->shm.peer[s]);
+	}
+	for (uint32_t b = 0; b < RS_BELLS; b++)
+		if (l->shm.bell_fd[b] >= 0)
+			rs_fd_close(l->shm.bell_fd[b]);
+	l->shm.nmine = 0;
+	l->shm.npeer = 0;
+	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
+	l->died = 0;
+}
+
+static void hello(struct rs_link *l)
+{
+	struct rs_msg m = { .type = RS_MSG_HELLO, .features = RS_FEATURE_SHM, .slots = RS_SHM_SLOTS };
+	int fds[2] = { l->mine_fd[0], rs_bell_fd(0) };
+
+	memcpy(m.process, rs_process_id(), sizeof(m.process));
+	memcpy(m.tier_shift, l->shm.mine[0]->tier_shift, RS_TIERS);
+	l->bells_sent = 1;
+	rs_link_send(l, &m, fds, 2);
+}
+
+static void got_hello(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
+{
+	if (l->up || nfds != 2 || m->slots != RS_SHM_SLOTS || !(m->features & RS_FEATURE_SHM) ||
+	    rs_shm_map(fds[0], &l->shm.peer[0]) != 0) {
+		rs_link_kill(l, rs_now_ms());
+		return;
+	}
+	l->shm.npeer = 1;
+	memcpy(l->process, m->process, sizeof(l->process));
+	__atomic_store_n(&l->shm.bell_fd[0], rs_fd_hide(fds[1]), __ATOMIC_RELEASE);
+	fds[1] = -1;
+	if (!l->initiator)
+		hello(l);
+	__atomic_store_n(&l->up, true, __ATOMIC_RELEASE);
+	rs_peer_bells();
+	rs_claim_link_up(l);
+}
+
+static void got_bell(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
+{
+	if (nfds != 1 || m->index == 0 || m->index >= RS_BELLS || l->shm.bell_fd[m->index] >= 0) {
+		rs_link_kill(l, rs_now_ms());
+		return;
+	}
+	__atomic_store_n(&l->shm.bell_fd[m->index], rs_fd_hide(fds[0]), __ATOMIC_RELEASE);
+	fds[0] = -1;
+}
+
+static void got_segment(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
+{
+	if (nfds != 1 || m->index != l->shm.npeer || m->index >= RS_SHM_SEGMENTS ||
+	    rs_shm_map(fds[0], &l->shm.peer[m->index]) != 0) {
+		rs_link_kill(l, rs_now_ms());
+		return;
+	}
+	l->shm.npeer++;
+}
+
+static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
+{
+	struct rs_conn *c;
+
+	if (m->type == RS_MSG_HELLO) {
+		got_hello(l, m, fds, nfds);
+		return;
+	}
+	if (!l->up) {
+		rs_link_kill(l, rs_now_ms());
+		return;
+	}
+	switch (m->type) {
+	case RS_MSG_BELL:
+		got_bell(l, m, fds, nfds);
+		return;
+	case RS_MSG_SEGMENT:
+		got_segment(l, m, fds, nfds);
+		return;
+	case RS_MSG_CLAIM:
+		rs_claim_asked(l, m, nfds == 1 ? fds[0] : -1);
+		return;
+	case RS_MSG_CLAIM_OK:
+		rs_claim_ok(l, m, nfds == 1 ? fds[0] : -1);
+		return;
+	case RS_MSG_CLAIM_NO:
+		rs_claim_no(l, m);
+		return;
+	case RS_MSG_REVEAL:
+		rs_claim_reveal(l, m);
+		return;
+	default:
+		break;
+	}
+	c = rs_link_conn(l, m->id);
+	if (c) {
+		rs_conn_message(c, m);
+		rs_conn_put(c);
+	}
+	if (m->type == RS_MSG_GONE) {
+		rs_lock(&l->lock);
+		if (m->id < l->slots && l->slot[m->id].used) {
+			l->slot[m->id].gone_recv = true;
+			try_release(l, m->id);
+		}
+		rs_unlock(&l->lock);
+	}
+}
+
+static void link_event(struct rs_source *s, uint32_t events)
+{
+	struct rs_link *l = (struct rs_link *)(void *)((char *)s - offsetof(struct rs_link, source));
+
+	if (l->dead)
+		return;
+	if (events & EPOLLOUT)
+		drain_queue(l);
+	for (int budget = 256; budget && !l->dead; budget--) {
+		union {
+			struct cmsghdr align;
+			char buf[CMSG_SPACE(4 * sizeof(int))];
+		} ctl;
+		uint8_t bytes[RS_MSG_MAX + 1];
+		struct iovec iov = { bytes, sizeof(bytes) };
+		struct msghdr mh = { .msg_iov = &iov,
+				     .msg_iovlen = 1,
+				     .msg_control = ctl.buf,
+				     .msg_controllen = sizeof(ctl.buf) };
+		int fds[4] = { -1, -1, -1, -1 };
+		struct rs_msg m;
+		size_t nfds = 0;
+		long r = rs_sys3(SYS_recvmsg, l->sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+		if (r == -EINTR)
+			continue;
+		if (r == -EAGAIN)
+			return;
+		if (r <= 0) {
+			rs_link_kill(l, rs_now_ms());
+			return;
+		}
+		for (struct cmsghdr *cm = CMSG_FIRSTHDR(&mh); cm; cm = CMSG_NXTHDR(&mh, cm)) {
+			if (cm->cmsg_level != SOL_SOCKET || cm->cmsg_type != SCM_RIGHTS)
+				continue;
+			nfds = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+			if (nfds > 4)
+				nfds = 4;
+			memcpy(fds, CMSG_DATA(cm), nfds * sizeof(int));
+		}
+		if (rs_msg_decode(bytes, (size_t)r, &m) == 0)
+			got_message(l, &m, fds, nfds);
+		else
+			rs_link_kill(l, rs_now_ms());
+		for (size_t i = 0; i < nfds; i++)
+			if (fds[i] >= 0)
+				rs_sys1(SYS_close, fds[i]);
+	}
+}
+
+struct rs_link *rs_link_new(int sock, const char *name)
+{
+	struct rs_link *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return NULL;
+	l->source.event = link_event;
+	l->sock = sock;
+	l->born = rs_now_ms();
+	l->queue_tail = &l->queue;
+	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
+	if (name) {
+		l->initiator = true;
+		snprintf(l->name, sizeof(l->name), "%s", name);
+	}
+	if (add_segment(l) != 0 || rs_control_watch(sock, EPOLLIN, &l->source) != 0) {
+		if (l->shm.nmine) {
+			rs_shm_unmap(l->shm.mine[0]);
+			rs_fd_close(l->mine_fd[0]);
+		}
+		free(l->slot);
+		free(l);
+		return NULL;
+	}
+	rs_lock(&links_lock);
+	l->next = rs_links;
+	__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
+	rs_unlock(&links_lock);
+	if (l->initiator)
+		hello(l);
+	return l;
+}
+
+void rs_peer_timer(uint64_t now)
+{
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (!l->dead && !l->up) {
+			if (now >= l->born + HELLO_MS)
+				rs_link_kill(l, now);
+			else
+				rs_control_due(l->born + HELLO_MS);
+		}
+		if (l->dead && l->died && !l->used) {
+			if (now >= l->died + RECLAIM_MS)
+				reclaim(l);
+			else
+				rs_control_due(l->died + RECLAIM_MS);
+		}
+	}
+	rs_rendezvous_timer(now);
+}
+
+bool rs_peer_idle(void)
+{
+	if (!rs_rendezvous_idle())
+		return false;
+	for (struct rs_link *l = rs_links; l; l = l->next)
+		if (!l->dead && l->used)
+			return false;
+	return true;
+}
+
+void rs_peer_close_links(void)
+{
+	uint64_t now = rs_now_ms();
+
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (!l->dead)
+			rs_link_kill(l, now);
+		if (l->died && !l->used)
+			reclaim(l);
+	}
+}
+
+void rs_peer_forget(void)
+{
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (l->sock >= 0)
+			rs_fd_close(l->sock);
+		for (uint32_t s = 0; s < l->shm.nmine; s++)
+			rs_fd_close(l->mine_fd[s]);
+		for (uint32_t b = 0; b < RS_BELLS; b++)
+			if (l->shm.bell_fd[b] >= 0)
+				rs_fd_close(l->shm.bell_fd[b]);
+		/* Its mappings did not come over the fork. The struct is left as garbage. */
+	}
+	rs_links = NULL;
+	links_lock.word = 0;
+	rs_claim_forget();
+	rs_rendezvous_forget();
+}

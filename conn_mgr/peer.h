@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * peer.h - who holds the other end of a connection, and the links to those processes (one host)
+ *
+ * Rendezvous are abstract unix sockets: "rsock.PORT.N" is the N-th process (group) that listens on
+ * that TCP port in this network namespace; "rsock.p.PID.RANDOM" is one process. A link is one such
+ * SOCK_SEQPACKET connection, kept for as long as both processes live, plus both ends' slabs; it
+ * carries the messages of all their streams.
+ *
+ * Except where noted, for the control thread only.
+ */
+#ifndef CONN_MGR_PEER_H
+#define CONN_MGR_PEER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "conn_mgr/control.h"
+#include "rsock/lock.h"
+#include "rsock/shm.h"
+#include "rsock/wire.h"
+
+struct rs_conn;
+
+struct rs_queued;
+
+struct rs_slot_state {
+	struct rs_conn *conn; /* who gets the messages; NULL: nobody */
+	bool used, gone_sent, gone_recv, done;
+};
+
+struct rs_link {
+	struct rs_source source;
+	struct rs_lock lock; /* slots and the queue; a leaf: may be taken under a connection's lock */
+	int sock;
+	bool up; /* HELLO was received */
+	bool dead;
+	bool initiator;
+	char name[RS_NAME_LEN]; /* the rendezvous name that it was opened to, or "" */
+	uint8_t process[16];
+	uint64_t born, died; /* ms */
+	struct rs_shm_link shm;
+	int mine_fd[RS_SHM_SEGMENTS];
+	uint32_t bells_sent;
+	struct rs_slot_state *slot;
+	uint32_t slots, used, hint;
+	struct rs_link *next;
+	struct rs_queued *queue, **queue_tail; /* what the socket did not take yet */
+};
+
+/* `c` was accepted on `port` from `peer`; it may be claimed. Thread-safe. */
+void rs_peer_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer);
+/* Forgets an accepted connection. Thread-safe. */
+void rs_peer_unaccept(struct rs_conn *c);
+/* Nobody answered for that port a moment ago. Thread-safe. */
+bool rs_peer_known_plain(uint16_t port);
+
+/* Connected: find the peer process and claim. Called again at c->claim_at. */
+void rs_peer_claim(struct rs_conn *c, uint64_t now);
+/* The connection needs its slot no more; under the connection's lock, any thread. */
+void rs_peer_detach(struct rs_conn *c);
+/* Sends a message of `c` on its link. Thread-safe, never blocks. */
+void rs_peer_send(struct rs_conn *c, uint8_t type, uint32_t epoch, uint64_t offset);
+/* Sends eventfds of new bells to all links. Thread-safe. */
+void rs_peer_bells(void);
+void rs_peer_timer(uint64_t now);
+/* Bell 0 rang: forward for bells whose eventfd a peer does not have. */
+void rs_peer_scan_bells(void);
+/* No rendezvous and no stream: the control thread may end, after closing what is idle. */
+bool rs_peer_idle(void);
+void rs_peer_close_links(void);
+/* In a forked child: close all; the next accept opens a rendezvous of its own. */
+void rs_peer_forget(void);
+
+/* All links, for iteration from any thread: new ones are put in front, none is ever freed. */
+extern struct rs_link *rs_links;
+static inline bool rs_link_alive(const struct rs_link *l)
+{
+	return __atomic_load_n(&l->up, __ATOMIC_ACQUIRE) &&
+	       !__atomic_load_n(&l->dead, __ATOMIC_ACQUIRE);
+}
+/* The connection of slot `id`, with a reference; NULL: none. Thread-safe. */
+struct rs_conn *rs_link_conn(struct rs_link *l, uint32_t id);
+/*
+ * Takes the streams with news for `bell` off the link: calls `take` (which owns the reference) for
+ * each. Thread-safe.
+ */
+void rs_link_harvest(struct rs_link *l, uint32_t bell,
+		     void (*take)(struct rs_conn *c, void *arg), void *arg);
+/* Says to all peers whether this process's `bell` sleeps. True: something is pending already. */
+bool rs_links_asleep(uint32_t bell, bool asleep);
+
+#endif

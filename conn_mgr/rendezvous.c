@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/rendezvous.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "conn_mgr/claim.h"
+#include "conn_mgr/control.h"
+#include "conn_mgr/peer.h"
+#include "rsock/lock.h"
+#include "rsock/log.h"
+#include "rsock/sys.h"
+
+#define PORTS 64
+#define INDEXES 16u /* unrelated processes that may listen on one port (SO_REUSEPORT) */
+#define TAKEOVER_MS 200
+#define PLAIN_MIN_MS 50
+#define PLAIN_MAX_MS 5000
+#define PLAIN_PORTS 256
+
+struct listener {
+	struct rs_source source;
+	uint16_t port;
+	uint32_t users;
+	int fd; /* -1: another process of the tree holds the name */
+	uint32_t index;
+	bool inherited;
+	struct rs_directory *directory;
+};
+
+static struct rs_lock lock;
+static struct listener listeners[PORTS];
+static struct rs_source own_source;
+static int own_fd = -1;
+static char own_name[RS_NAME_LEN];
+static uint8_t process_id[16];
+static bool have_process_id;
+static uint64_t next_takeover;
+
+const uint8_t *rs_process_id(void)
+{
+	if (!__atomic_load_n(&have_process_id, __ATOMIC_ACQUIRE)) {
+		rs_sys3(SYS_getrandom, process_id, sizeof(process_id), 0);
+		__atomic_store_n(&have_process_id, true, __ATOMIC_RELEASE);
+	}
+	return process_id;
+}
+
+const char *rs_process_name(void)
+{
+	return own_name;
+}
+
+void rs_rendezvous_name(uint16_t port, uint32_t index, char name[RS_NAME_LEN])
+{
+	snprintf(name, RS_NAME_LEN, "rsock.%u.%u", port, index);
+}
+
+static socklen_t address(const char *name, struct sockaddr_un *un)
+{
+	memset(un, 0, sizeof(*un));
+	un->sun_family = AF_UNIX;
+	memcpy(un->sun_path + 1, name, strlen(name));
+	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
+}
+
+int rs_rendezvous_connect(const char *name)
+{
+	struct sockaddr_un un;
+	socklen_t len = address(name, &un);
+	long fd = rs_sys3(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), r;
+
+	if (fd < 0)
+		return (int)fd;
+	r = rs_sys3(SYS_connect, fd, &un, len);
+	if (r != 0) {
+		rs_sys1(SYS_close, fd);
+		return (int)r;
+	}
+	return rs_fd_hide((int)fd);
+}
+
+static int bind_name(const char *name)
+{
+	struct sockaddr_un un;
+	socklen_t len = address(name, &un);
+	long fd = rs_sys3(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), r;
+
+	if (fd < 0)
+		return (int)fd;
+	r = rs_sys3(SYS_bind, fd, &un, len);
+	if (r == 0)
+		r = rs_sys2(SYS_listen, fd, 1024);
+	if (r != 0) {
+		rs_sys1(SYS_close, fd);
+		return (int)r;
+	}
+	return rs_fd_hide((int)fd);
+}
+
+static void accept_links(int fd)
+{
+	for (int budget = 64; budget; budget--) {
+		long s = rs_sys4(SYS_accept4, fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (s < 0)
+			return;
+		s = rs_fd_hide((int)s);
+		if (!rs_link_new((int)s, NULL))
+			rs_fd_close((int)s);
+	}
+}
+
+static void listener_event(struct rs_source *s, uint32_t events)
+{
+	(void)events;
+	accept_links(((struct listener *)(void *)s)->fd);
+}
+
+static void own_event(struct rs_source *s, uint32_t events)
+{
+	(void)s;
+	(void)events;
+	accept_links(own_fd);
+}
+
+static void bind_own(void)
+{
+	uint32_t random;
+
+	if (own_fd >= 0)
+		return;
+	rs_sys3(SYS_getrandom, &random, sizeof(random), 0);
+	snprintf(own_name, sizeof(own_name), "rsock.p.%ld.%08x", rs_sys0(SYS_getpid), random);
+	own_fd = bind_name(own_name);
+	own_source.event = own_event;
+	if (own_fd < 0 || rs_control_watch(own_fd, EPOLLIN, &own_source) != 0)
+		own_name[0] = '\0';
+}
+
+/* Binds the listener's name: the first free one, or, once it has an index, that one. */
+static int bind_listener(struct listener *l)
+{
+	char name[RS_NAME_LEN];
+	int fd = -EADDRINUSE;
+
+	if (l->inherited) {
+		rs_rendezvous_name(l->port, l->index, name);
+		fd = bind_name(name);
+	} else {
+		for (uint32_t i = 0; i < INDEXES && fd == -EADDRINUSE; i++) {
+			l->index = i;
+			rs_rendezvous_name(l->port, i, name);
+			fd = bind_name(name);
+		}
+	}
+	if (fd < 0)
+		return fd;
+	l->source.event = listener_event;
+	l->fd = fd;
+	rs_log(RS_LOG_INFO, "port %u: answering at @%s", l->port, name);
+	return rs_control_watch(fd, EPOLLIN, &l->source);
+}
+
+int rs_rendezvous_open(uint16_t port)
+{
+	struct listener *l = NULL;
+	int r = 0;
+
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++)
+		if (listeners[i].users && listeners[i].port == port)
+			l = &listeners[i];
+	for (size_t i = 0; i < PORTS && !l; i++)
+		if (!listeners[i].users) {
+			l = &listeners[i];
+			*l = (struct listener){ .port = port, .fd = -1 };
+		}
+	if (!l) {
+		r = -ENOSPC;
+		goto out;
+	}
+	l->users++;
+	if (!l->directory)
+		l->directory = rs_directory_new();
+	bind_own();
+	if (l->fd < 0) {
+		r = bind_listener(l);
+		if (r == -EADDRINUSE)
+			r = 0; /* somebody of our tree answers, and redirects to us */
+	}
+out:
+	rs_unlock(&lock);
+	return r;
+}
+
+bool rs_rendezvous_ensure(uint16_t port)
+{
+	if (__atomic_load_n(&own_fd, __ATOMIC_RELAXED) >= 0)
+		return true;
+	rs_lock(&lock);
+	bind_own();
+	for (size_t i = 0; i < PORTS; i++)
+		if (listeners[i].users && listeners[i].port == port && listeners[i].fd < 0)
+			bind_listener(&listeners[i]);
+	rs_unlock(&lock);
+	return own_fd >= 0;
+}
+
+void rs_rendezvous_close(uint16_t port)
+{
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++) {
+		struct listener *l = &listeners[i];
+
+		if (!l->users || l->port != port || --l->users)
+			continue;
+		if (l->fd >= 0) {
+			rs_control_unwatch(l->fd);
+			rs_fd_close(l->fd);
+		}
+		/* The directory stays mapped: accepted connections may still be in it. */
+		l->fd = -1;
+	}
+	rs_unlock(&lock);
+}
+
+struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
+{
+	struct rs_directory *d = NULL;
+
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++)
+		if (listeners[i].users && listeners[i].port == port) {
+			d = listeners[i].directory;
+			*holder = listeners[i].fd >= 0;
+		}
+	rs_unlock(&lock);
+	return d;
+}
+
+void rs_rendezvous_timer(uint64_t now)
+{
+	if (now < next_takeover)
+		return;
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++) {
+		struct listener *l = &listeners[i];
+
+		if (!l->users || l->fd >= 0)
+			continue;
+		bind_listener(l);
+		next_takeover = now + TAKEOVER_MS;
+		if (l->fd < 0)
+			rs_control_due(next_takeover);
+	}
+	rs_unlock(&lock);
+}
+
+bool rs_rendezvous_idle(void)
+{
+	for (size_t i = 0; i < PORTS; i++)
+		if (listeners[i].users)
+			return false;
+	return true;
+}
+
+void rs_rendezvous_forget(void)
+{
+	for (size_t i = 0; i < PORTS; i++) {
+		struct listener *l = &listeners[i];
+
+		if (l->fd >= 0 && l->users)
+			rs_fd_close(l->fd);
+		l->fd = -1;
+		l->inherited = l->users != 0;
+	}
+	if (own_fd >= 0)
+		rs_fd_close(own_fd);
+	own_fd = -1;
+	own_name[0] = '\0';
+	have_process_id = false;
+	next_takeover = 0;
+	lock.word = 0;
+}
+
+/* ---- ports where nobody answers ---- */
+
+/* One word per bucket: port << 48 | back-off step << 42 | expiry in ms (42 bits: a century). */
+static uint64_t plain_ports[PLAIN_PORTS];
+#define EXPIRY_MASK (((uint64_t)1 << 42) - 1)
+
+bool rs_peer_known_plain(uint16_t port)
+{
+	uint64_t w = __atomic_load_n(&plain_ports[port % PLAIN_PORTS], __ATOMIC_RELAXED);
+
+	return w >> 48 == port && (w & EXPIRY_MASK) > rs_now_ms();
+}
+
+void rs_rendezvous_refused(uint16_t port, uint64_t now)
+{
+	uint64_t *word = &plain_ports[port % PLAIN_PORTS];
+	uint64_t w = __atomic_load_n(word, __ATOMIC_RELAXED), step = 0, ms;
+
+	if (w >> 48 == port && (w & EXPIRY_MASK) > now)
+		return;
+	if (w >> 48 == port && now - (w & EXPIRY_MASK) < 60000)
+		step = (w >> 42 & 63) + 1;
+	if (step > 16)
+		step = 16;
+	ms = (uint64_t)PLAIN_MIN_MS << step;
+	if (ms > PLAIN_MAX_MS)
+		ms = PLAIN_MAX_MS;
+	__atomic_store_n(word, (uint64_t)port << 48 | step << 42 | ((now + ms) & EXPIRY_MASK),
+			 __ATOMIC_RELAXED);
+}
+
+void rs_rendezvous_answered(uint16_t port)
+{
+	__atomic_store_n(&plain_ports[port % PLAIN_PORTS], 0, __ATOMIC_RELAXED);
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * rendezvous.h - the abstract unix sockets at which processes of one network namespace find each
+ * other (names: see peer.h), and the memory of ports where nobody answers
+ */
+#ifndef CONN_MGR_RENDEZVOUS_H
+#define CONN_MGR_RENDEZVOUS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "conn_mgr/directory.h"
+#include "rsock/wire.h"
+
+/* Random identity of this process (16 bytes); another one after fork. Thread-safe. */
+const uint8_t *rs_process_id(void);
+/* The name of this process's own rendezvous, "" while it has none. */
+const char *rs_process_name(void);
+
+/* A listener on `port` exists (counted) / is closed. Thread-safe. 0 or -errno. */
+int rs_rendezvous_open(uint16_t port);
+/* In a process that inherited the listener over fork: answer too. Cheap when it does already. */
+bool rs_rendezvous_ensure(uint16_t port);
+void rs_rendezvous_close(uint16_t port);
+/* The directory of the port; *holder: this process answers for it. NULL: no such listener. */
+struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder);
+
+/* "rsock.PORT.INDEX". */
+void rs_rendezvous_name(uint16_t port, uint32_t index, char name[RS_NAME_LEN]);
+/* A socket connected to a rendezvous, or -errno (ECONNREFUSED: nobody is there). */
+int rs_rendezvous_connect(const char *name);
+
+/* Nobody answered for `port` / somebody did. */
+void rs_rendezvous_refused(uint16_t port, uint64_t now);
+void rs_rendezvous_answered(uint16_t port);
+
+/* For the control thread: take over names whose holder died. */
+void rs_rendezvous_timer(uint64_t now);
+bool rs_rendezvous_idle(void);
+void rs_rendezvous_forget(void);
+
+#endif

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/wait.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+#include "conn_mgr/conn.h"
+#include "conn_mgr/real.h"
+#include "rsock/config.h"
+#include "rsock/sys.h"
+
+void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo)
+{
+	w->c = c;
+	w->fd = fd;
+	w->flags = flags;
+	w->timeo = timeo;
+	w->blocks = flags & MSG_DONTWAIT ? 0 : -1;
+	w->timed = false;
+	w->end = 0;
+	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
+}
+
+bool rs_waiter_blocks(struct rs_waiter *w)
+{
+	if (w->blocks < 0) {
+		struct timeval tv = { 0, 0 };
+		socklen_t len = sizeof(tv);
+		long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
+
+		w->blocks = fl >= 0 && !(fl & O_NONBLOCK);
+		if (w->blocks && rs_sys5(SYS_getsockopt, w->fd, SOL_SOCKET, w->timeo, &tv, &len) == 0 &&
+		    (tv.tv_sec || tv.tv_usec)) {
+			w->timed = true;
+			w->end = rs_now_ns() + (uint64_t)tv.tv_sec * 1000000000u +
+				 (uint64_t)tv.tv_usec * 1000u;
+		}
+	}
+	return w->blocks;
+}
+
+uint32_t rs_spin_us(const struct rs_conn *c)
+{
+	if (!rs_config.spin_us || !c->bound)
+		return 0;
+	/* A peer on our own CPU cannot run while we spin. */
+	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)
+		return 0;
+	return __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
+}
+
+void rs_spin_paid(struct rs_conn *c, bool paid)
+{
+	uint32_t s = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
+
+	if (paid && s >= rs_config.spin_us)
+		return;
+	if (paid)
+		s = s * 2 + 2 < rs_config.spin_us ? s * 2 + 2 : rs_config.spin_us;
+	else
+		s = s / 2 > 1 ? s / 2 : 1; /* a short look remains, so that spinning can pay again */
+	__atomic_store_n(&c->spin, s, __ATOMIC_RELAXED);
+}
+
+/* Sleeps on a futex as a cancellation point. 0, -EAGAIN (time-out), -EINTR. */
+static int sleep_on(struct rs_waiter *w, uint32_t *word, uint32_t val, bool private)
+{
+	struct timespec ts, *timeout = NULL;
+	int old;
+	long r;
+
+	if (w->timed) {
+		uint64_t now = rs_now_ns(), left;
+
+		if (now >= w->end)
+			return -EAGAIN;
+		left = w->end - now;
+		ts.tv_sec = (time_t)(left / 1000000000u);
+		ts.tv_nsec = (long)(left % 1000000000u);
+		timeout = &ts;
+	}
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &old);
+	r = rs_futex_wait(word, val, timeout, private);
+	pthread_setcanceltype(old, NULL);
+	if (r == -EINTR)
+		return -EINTR;
+	if (r == -ETIMEDOUT)
+		return -EAGAIN;
+	return 0;
+}
+
+static int wait_news(struct rs_waiter *w)
+{
+	struct rs_conn *c = w->c;
+	int r;
+
+	__atomic_fetch_add(&c->sleepers, 1, __ATOMIC_SEQ_CST);
+	r = sleep_on(w, &c->news, w->news, true);
+	__atomic_fetch_sub(&c->sleepers, 1, __ATOMIC_SEQ_CST);
+	return r;
+}
+
+static bool ring_has(struct rs_conn *c)
+{
+	const struct rs_shm_slot *s = c->ch.mine;
+
+	return __atomic_load_n(&s->tail, __ATOMIC_SEQ_CST) != c->sm.rx_off ||
+	       __atomic_load_n(&s->fin, __ATOMIC_SEQ_CST) != 0;
+}
+
+static int wait_ring(struct rs_waiter *w)
+{
+	struct rs_conn *c = w->c;
+	struct rs_shm_slot *s = c->ch.mine;
+	uint32_t spin = rs_spin_us(c);
+
+	if (spin) {
+		uint64_t end = rs_ticks() + spin * rs_ticks_per_us();
+
+		do {
+			for (int i = 0; i < 8; i++) {
+				if (ring_has(c)) {
+					rs_spin_paid(c, true);
+					return 0;
+				}
+				rs_cpu_relax();
+			}
+			if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
+				return 0;
+		} while (rs_ticks() < end);
+		rs_spin_paid(c, false);
+	}
+	__atomic_store_n(&s->rx_wait, 1, __ATOMIC_SEQ_CST);
+	if (ring_has(c) || __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
+		return 0;
+	return sleep_on(w, &s->rx_wait, 1, false);
+}
+
+/* Until the kernel socket has something: its own recv sleeps, and takes nothing. */
+static int wait_tcp(struct rs_waiter *w)
+{
+	char byte;
+	ssize_t r = rs_real.recv(w->fd, &byte, 1, MSG_PEEK);
+
+	return r < 0 ? -errno : 0;
+}
+
+int rs_wait_rx(struct rs_waiter *w, enum rs_wait how)
+{
+	int saved = errno, r;
+
+	if (!rs_waiter_blocks(w))
+		return -EAGAIN;
+	switch (how) {
+	case RS_WAIT_TCP:
+		r = wait_tcp(w);
+		break;
+	case RS_WAIT_RING:
+		r = wait_ring(w);
+		break;
+	default:
+		r = wait_news(w);
+		break;
+	}
+	errno = saved;
+	w->news = __atomic_load_n(&w->c->news, __ATOMIC_SEQ_CST);
+	return r;
+}
+
+bool rs_spin_room(struct rs_waiter *w)
+{
+	struct rs_conn *c = w->c;
+	uint64_t head = __atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE);
+	uint64_t end = rs_ticks() + rs_config.spin_us * rs_ticks_per_us();
+
+	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)
+		return false;
+	while (rs_ticks() < end) {
+		if (__atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE) != head)
+			return true;
+		if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
+			return true;
+		rs_cpu_relax();
+	}
+	return false;
+}
+
+int rs_wait_tx(struct rs_waiter *w, enum rs_wait how)
+{
+	struct rs_conn *c = w->c;
+	int r;
+
+	if (!rs_waiter_blocks(w))
+		return -EAGAIN;
+	if (how == RS_WAIT_ROOM) {
+		uint32_t *word = &c->ch.mine->tx_wait;
+
+		__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+		r = 0;
+		if (!rs_chan_tx_room_now(&c->ch) &&
+		    __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) == w->news)
+			r = sleep_on(w, word, 1, false);
+	} else {
+		r = wait_news(w);
+	}
+	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
+	return r;
+}
+
+ssize_t rs_wait_in_send(int fd, const struct iovec *iov, size_t n, size_t done, int flags)
+{
+	struct iovec part[16];
+	struct msghdr mh = { .msg_iov = part };
+	int saved = errno;
+	ssize_t r;
+
+	for (size_t i = 0; i < n && mh.msg_iovlen < 16; i++) {
+		if (done >= iov[i].iov_len) {
+			done -= iov[i].iov_len;
+			continue;
+		}
+		part[mh.msg_iovlen].iov_base = (char *)iov[i].iov_base + done;
+		part[mh.msg_iovlen++].iov_len = iov[i].iov_len - done;
+		done = 0;
+	}
+	r = rs_real.sendmsg(fd, &mh, (flags & MSG_MORE) | MSG_NOSIGNAL);
+	if (r < 0)
+		r = -errno;
+	errno = saved;
+	return r;
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * wait.h - how a blocking send or receive waits
+ *
+ * Look, spin for a while if that tends to pay, then sleep where the kernel's own rules for signals,
+ * SA_RESTART, time-outs and cancellation hold: in the kernel's recv/send while the stream is on TCP,
+ * in a futex while it is on the fast path. No lock is held meanwhile.
+ */
+#ifndef CONN_MGR_WAIT_H
+#define CONN_MGR_WAIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct rs_conn;
+
+enum rs_wait {
+	RS_WAIT_TCP, /* bytes on the kernel socket */
+	RS_WAIT_RING, /* bytes in the ring */
+	RS_WAIT_ROOM, /* room in the peer's ring */
+	RS_WAIT_NEWS, /* a change of path */
+};
+
+struct rs_waiter {
+	struct rs_conn *c;
+	int fd, flags, timeo; /* timeo: SO_RCVTIMEO or SO_SNDTIMEO */
+	int8_t blocks; /* -1: not asked yet */
+	bool timed;
+	uint64_t end; /* ns; valid when timed */
+	uint32_t news; /* c->news when the last look began */
+};
+
+void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo);
+/* Whether the call may block (MSG_DONTWAIT, O_NONBLOCK). */
+bool rs_waiter_blocks(struct rs_waiter *w);
+
+/*
+ * 0: look again. -EAGAIN: would block, or timed out. -EINTR: a handler ran. Other: the kernel
+ * socket's error.
+ */
+int rs_wait_rx(struct rs_waiter *w, enum rs_wait how);
+int rs_wait_tx(struct rs_waiter *w, enum rs_wait how);
+/* A blocking kernel send of the rest. Bytes or -errno. */
+ssize_t rs_wait_in_send(int fd, const struct iovec *iov, size_t n, size_t done, int flags);
+/* Spins for room in the peer's ring; false: none came. */
+bool rs_spin_room(struct rs_waiter *w);
+
+/* How long (us) a wait on `c` should spin now, and what came of it. */
+uint32_t rs_spin_us(const struct rs_conn *c);
+void rs_spin_paid(struct rs_conn *c, bool paid);
+
+#endif

@@ -1,0 +1,681 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "preload/epoll.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "conn_mgr/conn.h"
+#include "conn_mgr/peer.h"
+#include "conn_mgr/real.h"
+#include "preload/files.h"
+#include "rsock/bell.h"
+#include "rsock/config.h"
+#include "rsock/sys.h"
+
+#define BUCKETS 64u
+#define KERNEL_EVERY_US 50 /* the kernel's fds of a busy set are looked at this often */
+#define BATCH 256
+
+struct item {
+	struct rs_watch watch;
+	struct rs_epoll *ep;
+	struct rs_conn *c; /* holds a reference */
+	int fd;
+	uint32_t events;
+	epoll_data_t data;
+	bool in_kernel; /* the kernel's set speaks for it */
+	bool disarmed; /* EPOLLONESHOT has fired */
+	bool queued;
+	struct item *hash_next, *ready_next;
+};
+
+struct rs_epoll {
+	struct rs_lock lock; /* the items; taken before connection locks */
+	struct rs_lock ready_lock; /* the queue; a leaf */
+	int epfd;
+	struct item *hash[BUCKETS];
+	struct item *ready, **ready_tail;
+	uint32_t nready;
+	uint32_t items;
+	uint32_t kernel_fds; /* descriptors that the program added to the kernel's set */
+	uint32_t bell;
+	bool marked; /* the bell's eventfd is in the kernel's set */
+	uint64_t tag; /* data word of the bell's eventfd */
+	uint32_t sleepers;
+	uint32_t spin;
+	uint64_t kernel_look; /* ticks */
+	uint32_t last_cpu; /* where the last ready stream's peer ran */
+	struct rs_epoll *free_next;
+};
+
+static struct rs_lock pool_lock;
+static struct rs_epoll *pool;
+
+struct rs_epoll *rs_epoll_new(int epfd)
+{
+	struct rs_epoll *ep;
+
+	rs_lock(&pool_lock);
+	ep = pool;
+	if (ep)
+		pool = ep->free_next;
+	rs_unlock(&pool_lock);
+	if (!ep && posix_memalign((void **)&ep, 64, (sizeof(*ep) + 63) & ~(size_t)63) != 0)
+		return NULL;
+	memset(ep, 0, sizeof(*ep));
+	ep->epfd = epfd;
+	ep->ready_tail = &ep->ready;
+	ep->spin = rs_config.spin_us;
+	rs_sys3(SYS_getrandom, &ep->tag, sizeof(ep->tag), 0);
+	return ep;
+}
+
+static struct item *item_of(struct rs_watch *w)
+{
+	return (struct item *)(void *)((char *)w - offsetof(struct item, watch));
+}
+
+/* ---- the queue of items that may be ready ---- */
+
+static void push(struct item *it)
+{
+	struct rs_epoll *ep = it->ep;
+
+	rs_lock(&ep->ready_lock);
+	if (!it->queued) {
+		it->queued = true;
+		it->ready_next = NULL;
+		*ep->ready_tail = it;
+		ep->ready_tail = &it->ready_next;
+		__atomic_store_n(&ep->nready, ep->nready + 1, __ATOMIC_SEQ_CST);
+	}
+	rs_unlock(&ep->ready_lock);
+}
+
+static struct item *pop(struct rs_epoll *ep)
+{
+	struct item *it;
+
+	rs_lock(&ep->ready_lock);
+	it = ep->ready;
+	if (it) {
+		ep->ready = it->ready_next;
+		if (!ep->ready)
+			ep->ready_tail = &ep->ready;
+		it->queued = false;
+		__atomic_store_n(&ep->nready, ep->nready - 1, __ATOMIC_SEQ_CST);
+	}
+	rs_unlock(&ep->ready_lock);
+	return it;
+}
+
+static void unqueue(struct item *it)
+{
+	struct rs_epoll *ep = it->ep;
+	struct item **p;
+
+	rs_lock(&ep->ready_lock);
+	for (p = &ep->ready; *p && *p != it; p = &(*p)->ready_next)
+		;
+	if (*p) {
+		*p = it->ready_next;
+		if (!*p)
+			ep->ready_tail = p;
+		ep->nready--;
+	}
+	it->queued = false;
+	rs_unlock(&ep->ready_lock);
+}
+
+/* ---- what connections tell us, under their lock ---- */
+
+static void changed(struct rs_watch *w, struct rs_conn *c)
+{
+	struct item *it = item_of(w);
+
+	(void)c;
+	if (it->in_kernel || it->disarmed)
+		return;
+	push(it);
+	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
+		rs_bell_ring(1u << it->ep->bell);
+}
+
+/* The set needs a bell of its own from its first stream on. */
+static void mark(struct rs_epoll *ep)
+{
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = ep->tag };
+
+	if (ep->marked)
+		return;
+	ep->bell = rs_bell_get();
+	if (ep->bell == 0)
+		return;
+	if (rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_ADD, rs_bell_fd(ep->bell), &ev) == 0)
+		ep->marked = true;
+	rs_peer_bells();
+}
+
+static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
+{
+	struct item *it = item_of(w);
+	struct epoll_event ev = { .events = it->events, .data = it->data };
+
+	if (speaks) {
+		unqueue(it);
+		if (!it->in_kernel && !c->closed) {
+			if (it->disarmed)
+				ev.events &= (uint32_t)~(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP);
+			rs_sys4(SYS_epoll_ctl, it->ep->epfd, EPOLL_CTL_ADD, it->fd, &ev);
+			/* A one-shot that fired stays silent: events of 0 report only errors. */
+			it->in_kernel = true;
+			__atomic_fetch_add(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
+		}
+		return;
+	}
+	if (it->in_kernel) {
+		rs_sys4(SYS_epoll_ctl, it->ep->epfd, EPOLL_CTL_DEL, it->fd, &ev);
+		it->in_kernel = false;
+		__atomic_fetch_sub(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
+	}
+	mark(it->ep);
+	if (!it->ep->bell) {
+		/* No bell is left for this set: its streams stay where the kernel can wake it. */
+		c->sm.refuse = true;
+		c->sm.why = RS_REASON_NO_FDS;
+	}
+	rs_conn_want(c, it->ep->bell, false);
+	push(it);
+	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
+		rs_bell_ring(1u << it->ep->bell);
+}
+
+/* ---- items ---- */
+
+static struct item **find(struct rs_epoll *ep, int fd, const struct rs_conn *c)
+{
+	struct item **p = &ep->hash[(unsigned int)fd % BUCKETS];
+
+	while (*p && !((*p)->fd == fd && (!c || (*p)->c == c)))
+		p = &(*p)->hash_next;
+	return p;
+}
+
+/* Under ep->lock. */
+static void remove_item(struct rs_epoll *ep, struct item **where)
+{
+	struct item *it = *where;
+
+	*where = it->hash_next;
+	ep->items--;
+	rs_lock(&it->c->lock);
+	rs_conn_unwatch(it->c, &it->watch);
+	rs_unlock(&it->c->lock);
+	unqueue(it);
+	if (it->in_kernel)
+		__atomic_fetch_sub(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+	rs_conn_put(it->c);
+	free(it);
+}
+
+void rs_epoll_free(struct rs_epoll *ep)
+{
+	rs_lock(&ep->lock);
+	for (uint32_t b = 0; b < BUCKETS; b++)
+		while (ep->hash[b])
+			remove_item(ep, &ep->hash[b]);
+	rs_bell_put(ep->bell);
+	ep->bell = 0;
+	rs_unlock(&ep->lock);
+	rs_lock(&pool_lock);
+	ep->free_next = pool;
+	pool = ep;
+	rs_unlock(&pool_lock);
+}
+
+void rs_epoll_conn_closed(struct rs_conn *c)
+{
+	for (;;) {
+		struct rs_epoll *ep;
+		struct item *it, **p;
+		int fd;
+
+		rs_lock(&c->lock);
+		it = c->watches ? item_of(c->watches) : NULL;
+		ep = it ? it->ep : NULL;
+		fd = it ? it->fd : -1;
+		rs_unlock(&c->lock);
+		if (!ep)
+			return;
+		rs_lock(&ep->lock); /* sets are type-stable: this is one, if perhaps another */
+		p = find(ep, fd, c);
+		if (*p)
+			remove_item(ep, p);
+		rs_unlock(&ep->lock);
+	}
+}
+
+static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll_event *ev)
+{
+	struct item *it, **p = find(ep, fd, NULL);
+	int r = 0;
+
+	if (*p && (*p)->c == c) {
+		errno = EEXIST;
+		return -1;
+	}
+	if (*p)
+		remove_item(ep, p); /* of a connection that is closed */
+	it = calloc(1, sizeof(*it));
+	if (!it) {
+		errno = ENOMEM;
+		return -1;
+	}
+	it->watch.changed = changed;
+	it->watch.kernel = kernel_speaks;
+	it->ep = ep;
+	it->c = c;
+	it->fd = fd;
+	it->events = ev->events;
+	it->data = ev->data;
+	rs_lock(&c->lock);
+	if (!c->managed) {
+		r = (int)rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_ADD, fd, ev);
+		it->in_kernel = true;
+	}
+	if (r == 0) {
+		__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+		rs_conn_watch(c, &it->watch);
+		if (it->in_kernel)
+			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+		else
+			kernel_speaks(&it->watch, c, false);
+	}
+	rs_unlock(&c->lock);
+	if (r != 0) {
+		free(it);
+		errno = -r;
+		return -1;
+	}
+	p = &ep->hash[(unsigned int)fd % BUCKETS];
+	it->hash_next = *p;
+	*p = it;
+	ep->items++;
+	return 0;
+}
+
+static int modify_item(struct rs_epoll *ep, struct item *it, struct epoll_event *ev)
+{
+	int r = 0;
+
+	if ((it->events & EPOLLEXCLUSIVE) || (ev->events & EPOLLEXCLUSIVE)) {
+		errno = EINVAL;
+		return -1;
+	}
+	rs_lock(&it->c->lock);
+	if (it->in_kernel)
+		r = (int)rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_MOD, it->fd, ev);
+	if (r == 0) {
+		it->events = ev->events;
+		it->data = ev->data;
+		it->disarmed = false;
+		if (!it->in_kernel)
+			changed(&it->watch, it->c);
+	}
+	rs_unlock(&it->c->lock);
+	if (r != 0) {
+		errno = -r;
+		return -1;
+	}
+	return 0;
+}
+
+static int delete_item(struct rs_epoll *ep, struct item **p)
+{
+	struct epoll_event ev = { 0 };
+	struct item *it = *p;
+	int r = 0;
+
+	rs_lock(&it->c->lock);
+	if (it->in_kernel)
+		r = (int)rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_DEL, it->fd, &ev);
+	rs_unlock(&it->c->lock);
+	remove_item(ep, p);
+	if (r != 0) {
+		errno = -r;
+		return -1;
+	}
+	return 0;
+}
+
+int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
+{
+	uintptr_t word = rs_file(fd);
+	struct rs_conn *c;
+	struct item **p;
+	int r;
+
+	if (rs_file_kind(word) != RS_KIND_CONN || (op != EPOLL_CTL_DEL && !ev) || epfd == fd) {
+		r = rs_real.epoll_ctl(epfd, op, fd, ev);
+		if (r == 0 && op == EPOLL_CTL_ADD)
+			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+		return r;
+	}
+	c = rs_file_pointer(word);
+	if (!rs_conn_get(c))
+		return rs_real.epoll_ctl(epfd, op, fd, ev);
+	rs_lock(&ep->lock);
+	p = find(ep, fd, c);
+	if (op == EPOLL_CTL_ADD && !*p && c->plain) {
+		r = rs_real.epoll_ctl(epfd, op, fd, ev);
+		if (r == 0)
+			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+	} else if (op == EPOLL_CTL_ADD) {
+		r = add_item(ep, c, fd, ev);
+	} else if (!*p) {
+		/* Never added here, or added while plain: the kernel knows. */
+		r = rs_real.epoll_ctl(epfd, op, fd, ev);
+	} else if (op == EPOLL_CTL_MOD) {
+		r = modify_item(ep, *p, ev);
+	} else if (op == EPOLL_CTL_DEL) {
+		r = delete_item(ep, p);
+	} else {
+		errno = EINVAL;
+		r = -1;
+	}
+	rs_unlock(&ep->lock);
+	rs_conn_put(c);
+	return r;
+}
+
+/* ---- waiting ---- */
+
+static void take_news(struct rs_conn *c, void *arg)
+{
+	struct rs_epoll *ep = arg;
+
+	rs_lock(&c->lock);
+	for (struct rs_watch *w = c->watches; w; w = w->next) {
+		struct item *it = item_of(w);
+
+		if (it->ep == ep && !it->in_kernel && !it->disarmed)
+			push(it);
+	}
+	rs_unlock(&c->lock);
+	rs_conn_put(c);
+}
+
+static void harvest(struct rs_epoll *ep)
+{
+	if (!ep->bell)
+		return;
+	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
+		rs_link_harvest(l, ep->bell, take_news, ep);
+}
+
+/* What the item has to report now. */
+static uint32_t item_mask(struct item *it)
+{
+	uint32_t events = it->events & (EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLRDNORM |
+					EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND);
+	uint32_t ask, mask = rs_conn_poll(it->c, events, &ask);
+
+	if (ask & ~(uint32_t)(EPOLLERR | EPOLLHUP)) {
+		struct pollfd p = { .fd = it->fd, .events = (short)ask };
+
+		if (rs_sys6(SYS_poll, (long)&p, 1, 0, 0, 0, 0) > 0 && !(p.revents & POLLNVAL))
+			mask |= (uint32_t)(unsigned short)p.revents & ask;
+	}
+	return mask;
+}
+
+/* Moves what is ready on the fast path into `ev`. */
+static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
+{
+	uint32_t rounds;
+	int n = 0;
+
+	if (!ep->items)
+		return 0;
+	rs_lock(&ep->lock);
+	harvest(ep);
+	rounds = __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST);
+	while (rounds-- && n < max) {
+		struct item *it = pop(ep);
+		uint32_t mask;
+
+		if (!it)
+			break;
+		if (it->in_kernel || it->disarmed)
+			continue;
+		mask = item_mask(it);
+		if ((it->events & EPOLLOUT) && !(mask & EPOLLOUT) && it->c->bound) {
+			rs_lock(&it->c->lock);
+			rs_conn_want(it->c, ep->bell, true);
+			rs_unlock(&it->c->lock);
+			mask = item_mask(it); /* look again after saying that we wait */
+		}
+		if (!mask)
+			continue;
+		ev[n].events = mask;
+		ev[n].data = it->data;
+		n++;
+		if (it->c->bound)
+			ep->last_cpu = it->c->ch.mine->tx_cpu;
+		if (it->events & EPOLLONESHOT)
+			it->disarmed = true;
+		else if (!(it->events & EPOLLET))
+			push(it);
+	}
+	rs_unlock(&ep->lock);
+	return n;
+}
+
+/* The kernel's part, without our own eventfd. Returns events or -errno. */
+static int kernel_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+		       const struct timespec *timeout, const sigset_t *mask)
+{
+	struct epoll_event buf[BATCH];
+	int ask = max + 1 < BATCH ? max + 1 : BATCH, n, out = 0;
+
+	if (timeout && !timeout->tv_sec && !timeout->tv_nsec && !mask) {
+		n = (int)rs_sys6(SYS_epoll_pwait, epfd, (long)buf, ask, 0, 0, 8);
+		if (n < 0)
+			return n;
+	} else if (timeout) {
+		n = rs_real.epoll_pwait2(epfd, buf, ask, timeout, mask);
+		if (n < 0 && errno == ENOSYS)
+			n = rs_real.epoll_pwait(epfd, buf, ask,
+						(int)(timeout->tv_sec * 1000 +
+						      (timeout->tv_nsec + 999999) / 1000000),
+						mask);
+	} else {
+		n = rs_real.epoll_pwait(epfd, buf, ask, -1, mask);
+	}
+	if (n < 0)
+		return -errno;
+	__atomic_store_n(&ep->kernel_look, rs_ticks(), __ATOMIC_RELAXED);
+	for (int i = 0; i < n; i++) {
+		if (ep->marked && buf[i].data.u64 == ep->tag)
+			continue;
+		if (out < max)
+			ev[out++] = buf[i];
+	}
+	return out;
+}
+
+bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep)
+{
+	bool pending;
+
+	if (asleep)
+		__atomic_fetch_add(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
+	else if (__atomic_sub_fetch(&ep->sleepers, 1, __ATOMIC_SEQ_CST) != 0)
+		asleep = true; /* others sleep still: their alarm must be set again */
+	if (!ep->bell)
+		return false;
+	pending = rs_links_asleep(ep->bell, asleep);
+	return pending;
+}
+
+bool rs_epoll_ready(struct rs_epoll *ep)
+{
+	struct epoll_event ev;
+	bool ready = false;
+
+	if (!ep->items)
+		return false;
+	rs_lock(&ep->lock);
+	harvest(ep);
+	for (uint32_t rounds = ep->nready; rounds && !ready; rounds--) {
+		struct item *it = pop(ep);
+
+		if (!it)
+			break;
+		ev.events = it->in_kernel || it->disarmed ? 0 : item_mask(it);
+		ready = ev.events != 0;
+		if (ready)
+			push(it);
+	}
+	rs_unlock(&ep->lock);
+	return ready;
+}
+
+/* Something may be ready: cheap enough to spin on. */
+static bool any_news(const struct rs_epoll *ep)
+{
+	if (__atomic_load_n(&ep->nready, __ATOMIC_RELAXED))
+		return true;
+	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
+		if (rs_link_alive(l) &&
+		    __atomic_load_n(&l->shm.mine[0]->bells[ep->bell].pending, __ATOMIC_RELAXED))
+			return true;
+	return false;
+}
+
+static bool spin(struct rs_epoll *ep, const struct timespec *left)
+{
+	uint32_t us = __atomic_load_n(&ep->spin, __ATOMIC_RELAXED), step;
+	uint64_t end;
+
+	if (!rs_config.spin_us || !ep->bell || !ep->marked)
+		return false;
+	if (ep->last_cpu == (uint32_t)sched_getcpu() + 1)
+		return false;
+	if (left && left->tv_sec == 0 && left->tv_nsec < (long)us * 1000)
+		us = (uint32_t)(left->tv_nsec / 1000);
+	end = rs_ticks() + us * rs_ticks_per_us();
+	do {
+		for (int i = 0; i < 8; i++) {
+			if (any_news(ep)) {
+				step = ep->spin * 2 + 2;
+				ep->spin = step < rs_config.spin_us ? step : rs_config.spin_us;
+				return true;
+			}
+			rs_cpu_relax();
+		}
+	} while (rs_ticks() < end);
+	ep->spin = ep->spin / 2 > 1 ? ep->spin / 2 : 1;
+	return false;
+}
+
+int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+		     const struct timespec *timeout, const sigset_t *mask)
+{
+	static const struct timespec zero;
+	const bool poll_only = timeout && !timeout->tv_sec && !timeout->tv_nsec;
+	struct timespec left;
+	uint64_t end = 0;
+	int n, k;
+
+	if (!ep->items || max <= 0 || !ev) {
+		if (!timeout)
+			return rs_real.epoll_pwait(epfd, ev, max, -1, mask);
+		return rs_real.epoll_pwait2(epfd, ev, max, timeout, mask);
+	}
+	if (timeout)
+		end = rs_now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
+		      (uint64_t)timeout->tv_nsec;
+	for (bool first = true;; first = false) {
+		bool look;
+
+		n = collect(ep, ev, max);
+		look = !n || (n < max && rs_ticks() - ep->kernel_look >
+						 KERNEL_EVERY_US * rs_ticks_per_us());
+		if (n && !look)
+			return n;
+		if (n || poll_only) {
+			if (ep->kernel_fds || !n) {
+				k = kernel_wait(ep, epfd, ev + n, max - n, &zero,
+						n ? NULL : mask);
+				if (k < 0 && !n) {
+					errno = -k;
+					return -1;
+				}
+				n += k > 0 ? k : 0;
+			}
+			return n;
+		}
+		if (timeout) {
+			uint64_t now = rs_now_ns();
+
+			if (now >= end && !first)
+				return 0;
+			now = now < end ? end - now : 0;
+			left.tv_sec = (time_t)(now / 1000000000u);
+			left.tv_nsec = (long)(now % 1000000000u);
+		}
+		if (spin(ep, timeout ? &left : NULL))
+			continue;
+		if (rs_epoll_asleep(ep, true) || __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST)) {
+			k = kernel_wait(ep, epfd, ev, max, &zero, mask);
+		} else {
+			k = kernel_wait(ep, epfd, ev, max, timeout ? &left : NULL, mask);
+		}
+		/* If others sleep on, and there is more than we take, they must hear of it. */
+		if (rs_epoll_asleep(ep, false) && ep->sleepers)
+			rs_bell_ring(1u << ep->bell);
+		if (k < 0) {
+			n = collect(ep, ev, max);
+			if (n)
+				return n;
+			errno = -k;
+			return -1;
+		}
+		n = k < max ? collect(ep, ev + k, max - k) : 0;
+		if (n + k)
+			return n + k;
+	}
+}
+
+static void forget_one(int fd, uintptr_t word, void *arg)
+{
+	struct rs_epoll *ep;
+
+	(void)fd;
+	(void)arg;
+	if (rs_file_kind(word) != RS_KIND_EPOLL)
+		return;
+	ep = rs_file_pointer(word);
+	ep->lock.word = 0;
+	ep->ready_lock.word = 0;
+	ep->bell = 0;
+	ep->sleepers = 0;
+	/* The kernel's set is shared with the parent; our view of its streams is the parent's. */
+	memset(ep->hash, 0, sizeof(ep->hash));
+	ep->items = 0;
+	ep->nready = 0;
+	ep->ready = NULL;
+	ep->ready_tail = &ep->ready;
+}
+
+void rs_epoll_forget(void)
+{
+	rs_files_each(0, UINT32_MAX, forget_one, NULL);
+	pool_lock.word = 0;
+}

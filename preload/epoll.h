@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * epoll.h - epoll sets that hold streams
+ *
+ * The kernel's epoll set stays the real one for everything that the kernel can speak for. A stream
+ * for which it cannot (it is on, or about to be on, the fast path) is taken out of it and kept here
+ * only; an eventfd (the set's bell) in the kernel's set wakes its sleepers, which also makes poll()
+ * on the epoll descriptor and nested sets work. Functions set errno as epoll(7) says.
+ */
+#ifndef PRELOAD_EPOLL_H
+#define PRELOAD_EPOLL_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+struct rs_conn;
+struct rs_epoll;
+
+/* A new set for `epfd`; NULL: out of memory (the descriptor is then the kernel's alone). */
+struct rs_epoll *rs_epoll_new(int epfd);
+void rs_epoll_free(struct rs_epoll *ep);
+int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev);
+/* `timeout`: NULL for ever. */
+int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+		     const struct timespec *timeout, const sigset_t *mask);
+/* Whether a wait would return something of ours now (for poll() on the epoll descriptor). */
+bool rs_epoll_ready(struct rs_epoll *ep);
+/* Prepares for a sleeper that waits for the set from outside (poll on epfd). */
+bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep);
+/* The last descriptor of a connection is closed: no set speaks of it any more. */
+void rs_epoll_conn_closed(struct rs_conn *c);
+/* In a forked child. */
+void rs_epoll_forget(void);
+
+#endif

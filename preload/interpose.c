@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * interpose.c - libc's names for rsock's functions
+ *
+ * Nothing is decided here. The version script exports these names without a version: a versioned
+ * definition would silently not interpose.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "conn_mgr/real.h"
+#include "preload/files.h"
+#include "preload/process.h"
+#include "preload/socket.h"
+#include "rsock/rsock.h"
+#include "rsock/sys.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+#pragma GCC diagnostic ignored "-Wmissing-prototypes"
+#pragma GCC diagnostic ignored "-Wnonnull-compare"
+
+__attribute__((constructor)) static void start(void)
+{
+	rs_process_init();
+}
+
+/* FORWARD(result, libc's name, rsock's name, parameters, arguments) */
+#define FORWARD(ret, name, to, params, args)                                                      \
+	EXPORT ret name params                                                                    \
+	{                                                                                         \
+		return to args;                                                                   \
+	}
+
+/* libc's headers may have defined these as macros. */
+#undef fcntl
+#undef fcntl64
+#undef recv
+#undef read
+
+FORWARD(int, socket, rsock_socket, (int d, int t, int p), (d, t, p))
+FORWARD(int, connect, rsock_connect, (int fd, const struct sockaddr *a, socklen_t l), (fd, a, l))
+FORWARD(int, __connect, rsock_connect, (int fd, const struct sockaddr *a, socklen_t l), (fd, a, l))
+FORWARD(int, listen, rsock_listen, (int fd, int b), (fd, b))
+FORWARD(int, accept, rsock_accept, (int fd, struct sockaddr *a, socklen_t *l), (fd, a, l))
+FORWARD(int, accept4, rsock_accept4, (int fd, struct sockaddr *a, socklen_t *l, int f),
+	(fd, a, l, f))
+FORWARD(int, shutdown, rsock_shutdown, (int fd, int how), (fd, how))
+FORWARD(int, close, rsock_close, (int fd), (fd))
+FORWARD(int, __close, rsock_close, (int fd), (fd))
+
+FORWARD(ssize_t, read, rsock_read, (int fd, void *b, size_t n), (fd, b, n))
+FORWARD(ssize_t, __read, rsock_read, (int fd, void *b, size_t n), (fd, b, n))
+FORWARD(ssize_t, readv, rsock_readv, (int fd, const struct iovec *v, int n), (fd, v, n))
+FORWARD(ssize_t, preadv2, rsock_preadv2, (int fd, const struct iovec *v, int n, off_t o, int f),
+	(fd, v, n, o, f))
+FORWARD(ssize_t, preadv64v2, rsock_preadv2,
+	(int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
+FORWARD(ssize_t, recv, rsock_recv, (int fd, void *b, size_t n, int f), (fd, b, n, f))
+FORWARD(ssize_t, recvfrom, rsock_recvfrom,
+	(int fd, void *b, size_t n, int f, struct sockaddr *a, socklen_t *l), (fd, b, n, f, a, l))
+FORWARD(ssize_t, recvmsg, rsock_recvmsg, (int fd, struct msghdr *m, int f), (fd, m, f))
+FORWARD(int, recvmmsg, rsock_recvmmsg,
+	(int fd, struct mmsghdr *m, unsigned int n, int f, struct timespec *t), (fd, m, n, f, t))
+
+FORWARD(ssize_t, write, rsock_write, (int fd, const void *b, size_t n), (fd, b, n))
+FORWARD(ssize_t, __write, rsock_write, (int fd, const void *b, size_t n), (fd, b, n))
+FORWARD(ssize_t, writev, rsock_writev, (int fd, const struct iovec *v, int n), (fd, v, n))
+FORWARD(ssize_t, pwritev2, rsock_pwritev2,
+	(int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
+FORWARD(ssize_t, pwritev64v2, rsock_pwritev2,
+	(int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
+FORWARD(ssize_t, send, rsock_send, (int fd, const void *b, size_t n, int f), (fd, b, n, f))
+FORWARD(ssize_t, __send, rsock_send, (int fd, const void *b, size_t n, int f), (fd, b, n, f))
+FORWARD(ssize_t, sendto, rsock_sendto,
+	(int fd, const void *b, size_t n, int f, const struct sockaddr *a, socklen_t l),
+	(fd, b, n, f, a, l))
+FORWARD(ssize_t, sendmsg, rsock_sendmsg, (int fd, const struct msghdr *m, int f), (fd, m, f))
+FORWARD(int, sendmmsg, rsock_sendmmsg, (int fd, struct mmsghdr *m, unsigned int n, int f),
+	(fd, m, n, f))
+FORWARD(ssize_t, sendfile, rsock_sendfile, (int o, int i, off_t *off, size_t n), (o, i, off, n))
+FORWARD(ssize_t, sendfile64, rsock_sendfile, (int o, int i, off_t *off, size_t n), (o, i, off, n))
+FORWARD(ssize_t, splice, rsock_splice,
+	(int i, off_t *oi, int o, off_t *oo, size_t n, unsigned int f), (i, oi, o, oo, n, f))
+
+FORWARD(int, poll, rsock_poll, (struct pollfd *p, nfds_t n, int t), (p, n, t))
+FORWARD(int, __poll, rsock_poll, (struct pollfd *p, nfds_t n, int t), (p, n, t))
+FORWARD(int, ppoll, rsock_ppoll,
+	(struct pollfd *p, nfds_t n, const struct timespec *t, const sigset_t *m), (p, n, t, m))
+FORWARD(int, select, rsock_select, (int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *t),
+	(n, r, w, e, t))
+FORWARD(int, __select, rsock_select, (int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *t),
+	(n, r, w, e, t))
+FORWARD(int, pselect, rsock_pselect,
+	(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *t, const sigset_t *m),
+	(n, r, w, e, t, m))
+FORWARD(int, epoll_create, rsock_epoll_create, (int n), (n))
+FORWARD(int, epoll_create1, rsock_epoll_create1, (int f), (f))
+FORWARD(int, epoll_ctl, rsock_epoll_ctl, (int e, int op, int fd, struct epoll_event *ev),
+	(e, op, fd, ev))
+FORWARD(int, epoll_wait, rsock_epoll_wait, (int e, struct epoll_event *ev, int n, int t),
+	(e, ev, n, t))
+FORWARD(int, epoll_pwait, rsock_epoll_pwait,
+	(int e, struct epoll_event *ev, int n, int t, const sigset_t *m), (e, ev, n, t, m))
+FORWARD(int, epoll_pwait2, rsock_epoll_pwait2,
+	(int e, struct epoll_event *ev, int n, const struct timespec *t, const sigset_t *m),
+	(e, ev, n, t, m))
+
+FORWARD(int, getsockopt, rsock_getsockopt, (int fd, int l, int o, void *v, socklen_t *n),
+	(fd, l, o, v, n))
+FORWARD(int, setsockopt, rsock_setsockopt, (int fd, int l, int o, const void *v, socklen_t n),
+	(fd, l, o, v, n))
+FORWARD(int, dup, rsock_dup, (int fd), (fd))
+FORWARD(int, dup2, rsock_dup2, (int fd, int to), (fd, to))
+FORWARD(int, __dup2, rsock_dup2, (int fd, int to), (fd, to))
+FORWARD(int, dup3, rsock_dup3, (int fd, int to, int f), (fd, to, f))
+FORWARD(int, close_range, rsock_close_range, (unsigned int a, unsigned int b, int f), (a, b, f))
+FORWARD(FILE *, fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
+
+EXPORT void closefrom(int first)
+{
+	rsock_closefrom(first);
+}
+
+#define FCNTL(name)                                                                               \
+	EXPORT int name(int fd, int cmd, ...)                                                     \
+	{                                                                                         \
+		unsigned long arg;                                                                \
+		va_list ap;                                                                       \
+                                                                                                  \
+		va_start(ap, cmd);                                                                \
+		arg = va_arg(ap, unsigned long);                                                  \
+		va_end(ap);                                                                       \
+		return rsock_fcntl(fd, cmd, arg);                                                 \
+	}
+FCNTL(fcntl)
+FCNTL(fcntl64)
+FCNTL(__fcntl)
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+	void *arg;
+	va_list ap;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	return rsock_ioctl(fd, request, arg);
+}
+
+
+/* ---- the checked forms that _FORTIFY_SOURCE calls ---- */
+
+static void check(size_t n, size_t size)
+{
+	if (n > size)
+		abort(); /* as __chk_fail() does */
+}
+
+EXPORT ssize_t __read_chk(int fd, void *b, size_t n, size_t size)
+{
+	check(n, size);
+	return rsock_read(fd, b, n);
+}
+
+EXPORT ssize_t __recv_chk(int fd, void *b, size_t n, size_t size, int f)
+{
+	check(n, size);
+	return rsock_recv(fd, b, n, f);
+}
+
+EXPORT ssize_t __recvfrom_chk(int fd, void *b, size_t n, size_t size, int f, struct sockaddr *a,
+			      socklen_t *l)
+{
+	check(n, size);
+	return rsock_recvfrom(fd, b, n, f, a, l);
+}
+
+EXPORT int __poll_chk(struct pollfd *p, nfds_t n, int t, size_t size)
+{
+	check(n, size / sizeof(*p));
+	return rsock_poll(p, n, t);
+}
+
+EXPORT int __ppoll_chk(struct pollfd *p, nfds_t n, const struct timespec *t, const sigset_t *m,
+		       size_t size)
+{
+	check(n, size / sizeof(*p));
+	return rsock_ppoll(p, n, t, m);
+}
+
+/* ---- other programs ---- */
+
+EXPORT int execve(const char *path, char *const argv[], char *const envp[])
+{
+	rs_process_before_exec();
+	return rs_real.execve(path, argv, envp);
+}
+
+EXPORT int execv(const char *path, char *const argv[])
+{
+	rs_process_before_exec();
+	return rs_real.execve(path, argv, environ);
+}
+
+EXPORT int execvp(const char *file, char *const argv[])
+{
+	rs_process_before_exec();
+	return rs_real.execvpe(file, argv, environ);
+}
+
+EXPORT int execvpe(const char *file, char *const argv[], char *const envp[])
+{
+	rs_process_before_exec();
+	return rs_real.execvpe(file, argv, envp);
+}
+
+EXPORT int fexecve(int fd, char *const argv[], char *const envp[])
+{
+	rs_process_before_exec();
+	return rs_real.fexecve(fd, argv, envp);
+}
+
+EXPORT int execveat(int dir, const char *path, char *const argv[], char *const envp[], int flags)
+{
+	rs_process_before_exec();
+	return rs_real.execveat(dir, path, argv, envp, flags);
+}
+
+/* Collects a variadic argument list, terminated by NULL, into `argv`. */
+#define COLLECT(first)                                                                            \
+	va_list ap;                                                                               \
+	size_t n = 1;                                                                             \
+                                                                                                  \
+	va_start(ap, first);                                                                      \
+	while (va_arg(ap, const char *))                                                          \
+		n++;                                                                              \
+	va_end(ap);                                                                               \
+	char **argv = __builtin_alloca((n + 1) * sizeof(*argv));                                  \
+	va_start(ap, first);                                                                      \
+	argv[0] = (char *)(uintptr_t)(first);                                                     \
+	for (size_t i = 1; i <= n; i++)                                                           \
+		argv[i] = va_arg(ap, char *)
+
+EXPORT int execl(const char *path, const char *arg, ...)
+{
+	COLLECT(arg);
+
+	va_end(ap);
+	return execv(path, argv);
+}
+
+EXPORT int execlp(const char *file, const char *arg, ...)
+{
+	COLLECT(arg);
+
+	va_end(ap);
+	return execvp(file, argv);
+}
+
+EXPORT int execle(const char *path, const char *arg, ...)
+{
+	char **envp;
+	COLLECT(arg);
+
+	envp = va_arg(ap, char **);
+	va_end(ap);
+	return execve(path, argv, envp);
+}
+
+EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *fa,
+		       const posix_spawnattr_t *at, char *const argv[], char *const envp[])
+{
+	rs_process_before_exec();
+	return rs_real.posix_spawn(pid, path, fa, at, argv, envp);
+}
+
+EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *fa,
+			const posix_spawnattr_t *at, char *const argv[], char *const envp[])
+{
+	rs_process_before_exec();
+	return rs_real.posix_spawnp(pid, file, fa, at, argv, envp);
+}
+
+EXPORT int system(const char *command)
+{
+	rs_process_before_exec();
+	return rs_real.system(command);
+}
+
+EXPORT FILE *popen(const char *command, const char *mode)
+{
+	rs_process_before_exec();
+	return rs_real.popen(command, mode);
+}
+
+/* ---- stdio on a socket ---- */
+
+EXPORT int fclose(FILE *f)
+{
+	int fd = f ? fileno(f) : -1;
+
+	/* libc closes the descriptor past us: drop what we know of it (plain since fdopen). */
+	if (fd >= 0)
+		rs_socket_forget(fd);
+	return rs_real.fclose(f);
+}

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * io.c - the read and write families
+ */
+#include <errno.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "conn_mgr/real.h"
+#include "preload/files.h"
+#include "preload/process.h"
+#include "rsock/rsock.h"
+#include "rsock/sys.h"
+
+/* Flags of which the fast path knows the meaning; a call with others is the kernel's. */
+#define RECV_FLAGS (MSG_PEEK | MSG_WAITALL | MSG_DONTWAIT | MSG_TRUNC | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
+#define SEND_FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE)
+
+/* rs_conn_recv() and rs_conn_send() say this when the stream has become plain meanwhile. */
+#define NOW_PLAIN (-EXDEV)
+
+static ssize_t result(ssize_t r)
+{
+	if (r >= 0)
+		return r;
+	errno = (int)-r;
+	return -1;
+}
+
+/* NOW_PLAIN: do it in the kernel. */
+static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+{
+	ssize_t r;
+
+	pthread_testcancel();
+	if (flags & MSG_OOB)
+		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
+	if (flags & ~RECV_FLAGS) {
+		rs_conn_put(c);
+		return NOW_PLAIN;
+	}
+	r = rs_conn_recv(c, fd, iov, n, flags);
+	rs_conn_put(c);
+	return r;
+}
+
+static ssize_t conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+{
+	ssize_t r;
+
+	pthread_testcancel();
+	if (flags & ~SEND_FLAGS) {
+		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
+		rs_conn_put(c);
+		return NOW_PLAIN;
+	}
+	r = rs_conn_send(c, fd, iov, n, flags);
+	rs_conn_put(c);
+	if (r == -EPIPE && !(flags & MSG_NOSIGNAL))
+		rs_sys2(SYS_tkill, rs_tid(), SIGPIPE);
+	return r;
+}
+
+/* ---- receiving ---- */
+
+ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c) {
+		struct iovec iov = { buf, n };
+		ssize_t r = conn_recv(c, fd, &iov, 1, flags);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.recv(fd, buf, n, flags);
+}
+
+ssize_t rsock_read(int fd, void *buf, size_t n)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c) {
+		struct iovec iov = { buf, n };
+		ssize_t r = n ? conn_recv(c, fd, &iov, 1, 0) : (rs_conn_put(c), 0);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.read(fd, buf, n);
+}
+
+ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
+		       socklen_t *len)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c) {
+		struct iovec iov = { buf, n };
+		ssize_t r = conn_recv(c, fd, &iov, 1, flags);
+
+		if (r != NOW_PLAIN) {
+			if (r >= 0 && addr && len)
+				*len = 0; /* as TCP: no address */
+			return result(r);
+		}
+	}
+	return rs_real.recvfrom(fd, buf, n, flags, addr, len);
+}
+
+ssize_t rsock_readv(int fd, const struct iovec *iov, int n)
+{
+	struct rs_conn *c = n > 0 && n <= IOV_MAX && iov ? rs_file_conn(fd) : NULL;
+
+	if (c) {
+		ssize_t r = conn_recv(c, fd, iov, (size_t)n, 0);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.readv(fd, iov, n);
+}
+
+ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+	struct rs_conn *c = NULL;
+
+	if (off == -1 && n > 0 && n <= IOV_MAX && iov && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+		c = rs_file_conn(fd);
+	if (c) {
+		ssize_t r = conn_recv(c, fd, iov, (size_t)n,
+				      flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.preadv2(fd, iov, n, off, flags);
+}
+
+ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+	struct rs_conn *c = msg && msg->msg_iovlen <= IOV_MAX ? rs_file_conn(fd) : NULL;
+
+	if (c) {
+		ssize_t r = conn_recv(c, fd, msg->msg_iov, msg->msg_iovlen, flags);
+
+		if (r != NOW_PLAIN) {
+			if (r >= 0) {
+				msg->msg_namelen = 0;
+				msg->msg_controllen = 0;
+				msg->msg_flags = 0;
+			}
+			return result(r);
+		}
+	}
+	return rs_real.recvmsg(fd, msg, flags);
+}
+
+int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
+		   struct timespec *timeout)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+	uint64_t end = 0;
+	unsigned int i;
+
+	if (!c)
+		return rs_real.recvmmsg(fd, msgs, n, flags, timeout);
+	rs_conn_put(c);
+	if (timeout)
+		end = rs_now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
+		      (uint64_t)timeout->tv_nsec;
+	for (i = 0; i < n; i++) {
+		ssize_t r = rsock_recvmsg(fd, &msgs[i].msg_hdr, flags & ~MSG_WAITFORONE);
+
+		if (r < 0)
+			return i ? (int)i : -1;
+		msgs[i].msg_len = (unsigned int)r;
+		if (flags & MSG_WAITFORONE)
+			flags |= MSG_DONTWAIT;
+		if (r == 0 || (timeout && rs_now_ns() >= end)) {
+			i++;
+			break;
+		}
+	}
+	return (int)i;
+}
+
+/* ---- sending ---- */
+
+ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c) {
+		struct iovec iov = { (void *)(uintptr_t)buf, n };
+		ssize_t r = conn_send(c, fd, &iov, 1, flags);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.send(fd, buf, n, flags);
+}
+
+ssize_t rsock_write(int fd, const void *buf, size_t n)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c) {
+		struct iovec iov = { (void *)(uintptr_t)buf, n };
+		ssize_t r = conn_send(c, fd, &iov, 1, 0);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.write(fd, buf, n);
+}
+
+ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
+		     socklen_t len)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c) {
+		struct iovec iov = { (void *)(uintptr_t)buf, n };
+		ssize_t r = conn_send(c, fd, &iov, 1, flags);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.sendto(fd, buf, n, flags, addr, len);
+}
+
+ssize_t rsock_writev(int fd, const struct iovec *iov, int n)
+{
+	struct rs_conn *c = n > 0 && n <= IOV_MAX && iov ? rs_file_conn(fd) : NULL;
+
+	if (c) {
+		ssize_t r = conn_send(c, fd, iov, (size_t)n, 0);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.writev(fd, iov, n);
+}
+
+ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
+{
+	struct rs_conn *c = NULL;
+
+	if (off == -1 && n > 0 && n <= IOV_MAX && iov && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+		c = rs_file_conn(fd);
+	if (c) {
+		ssize_t r = conn_send(c, fd, iov, (size_t)n,
+				      flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.pwritev2(fd, iov, n, off, flags);
+}
+
+/* Streams whose descriptors travel to another process go back to TCP first. */
+static void leave_passed(const struct msghdr *msg)
+{
+	struct msghdr m = *msg;
+
+	if (!msg->msg_control || msg->msg_controllen < CMSG_LEN(sizeof(int)))
+		return;
+	for (struct cmsghdr *cm = CMSG_FIRSTHDR(&m); cm; cm = CMSG_NXTHDR(&m, cm)) {
+		size_t count;
+
+		if (cm->cmsg_level != SOL_SOCKET || cm->cmsg_type != SCM_RIGHTS ||
+		    cm->cmsg_len < CMSG_LEN(0))
+			continue;
+		count = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < count; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(cm) + i * sizeof(int), sizeof(fd));
+			rs_process_leave_fd(fd, RS_REASON_PASSED);
+		}
+	}
+}
+
+ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+	struct rs_conn *c;
+
+	if (!msg)
+		return rs_real.sendmsg(fd, msg, flags);
+	if (msg->msg_controllen)
+		leave_passed(msg);
+	c = msg->msg_iovlen <= IOV_MAX ? rs_file_conn(fd) : NULL;
+	if (c && msg->msg_controllen) {
+		/* Per-message options: only the kernel knows them. */
+		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
+		rs_conn_put(c);
+		c = NULL;
+	}
+	if (c) {
+		ssize_t r = conn_send(c, fd, msg->msg_iov, msg->msg_iovlen, flags);
+
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
+	return rs_real.sendmsg(fd, msg, flags);
+}
+
+int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+	unsigned int i;
+
+	if (!c) {
+		for (i = 0; i < n && msgs; i++)
+			if (msgs[i].msg_hdr.msg_controllen)
+				leave_passed(&msgs[i].msg_hdr);
+		return rs_real.sendmmsg(fd, msgs, n, flags);
+	}
+	rs_conn_put(c);
+	for (i = 0; i < n; i++) {
+		ssize_t r = rsock_sendmsg(fd, &msgs[i].msg_hdr, flags);
+
+		if (r < 0)
+			return i ? (int)i : -1;
+		msgs[i].msg_len = (unsigned int)r;
+	}
+	return (int)i;
+}
+
+/* ---- files and pipes ---- */
+
+ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
+{
+	struct rs_conn *c = rs_file_conn(out);
+	uint8_t buf[32768];
+	off_t at;
+	size_t done = 0;
+
+	if (!c)
+		return rs_real.sendfile(out, in, off, n);
+	at = off ? *off : (off_t)rs_sys3(SYS_lseek, in, 0, SEEK_CUR);
+	if (at < 0) {
+		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
+		rs_conn_put(c);
+		return rs_real.sendfile(out, in, off, n);
+	}
+	while (done < n) {
+		size_t want = n - done < sizeof(buf) ? n - done : sizeof(buf);
+		long got = rs_sys4(SYS_pread64, in, buf, want, at);
+		struct iovec iov = { buf, 0 };
+		ssize_t r;
+
+		if (got <= 0) {
+			if (got < 0 && !done) {
+				rs_conn_put(c);
+				return rs_real.sendfile(out, in, off, n); /* for its own errno */
+			}
+			break;
+		}
+		iov.iov_len = (size_t)got;
+		r = rs_conn_send(c, out, &iov, 1, 0);
+		if (r == NOW_PLAIN) {
+			rs_conn_put(c);
+			r = done ? 0 : rs_real.sendfile(out, in, off, n);
+			if (!done)
+				return r;
+			c = NULL;
+			break;
+		}
+		if (r < 0) {
+			if (done)
+				break;
+			rs_conn_put(c);
+			if (r == -EPIPE)
+				rs_sys2(SYS_tkill, rs_tid(), SIGPIPE);
+			return result(r);
+		}
+		done += (size_t)r;
+		at += r;
+		if (r < got)
+			break;
+	}
+	if (c)
+		rs_conn_put(c);
+	if (off)
+		*off = at;
+	else
+		rs_sys3(SYS_lseek, in, at, SEEK_SET);
+	return (ssize_t)done;
+}
+
+ssize_t rsock_splice(int in, off_t *off_in, int out, off_t *off_out, size_t n, unsigned int flags)
+{
+	/* Pages cannot be moved through a ring: TCP does it. */
+	rs_process_leave_fd(in, RS_REASON_CALL);
+	rs_process_leave_fd(out, RS_REASON_CALL);
+	return rs_real.splice(in, off_in, out, off_out, n, flags);
+}

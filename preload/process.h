@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * process.h - start, fork and exec
+ *
+ * Streams do not cross process borders on the fast path (yet): before fork, exec and descriptor
+ * passing they leave it, and both processes carry on over TCP.
+ */
+#ifndef PRELOAD_PROCESS_H
+#define PRELOAD_PROCESS_H
+
+#include <stdbool.h>
+
+#include "rsock/reason.h"
+
+extern long rs_process_pid; /* of the process whose memory this is */
+
+/* Library start: configuration, real functions, fork handlers. Idempotent. */
+void rs_process_init(void);
+/* In a child that no fork handler saw. */
+void rs_process_forked(void);
+/* Before exec or spawn: streams that the new program would inherit become plain. */
+void rs_process_before_exec(void);
+/* The stream behind `fd`, if any, becomes plain TCP now. */
+void rs_process_leave_fd(int fd, enum rs_reason why);
+
+#endif

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * socket.h - what other parts of the preload need of socket.c
+ */
+#ifndef PRELOAD_SOCKET_H
+#define PRELOAD_SOCKET_H
+
+/* Somebody else (stdio) is about to close `fd`: drop what is known of it. */
+void rs_socket_forget(int fd);
+
+#endif

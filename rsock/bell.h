@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * bell.h - this process's doorbells: eventfds on which its threads sleep
+ *
+ * A bell has a number 0 .. RS_BELLS-1 that peers know too (they ring it through the link). Bell 0 is
+ * the control thread's. An epoll set with streams owns one; a thread that sleeps in poll() borrows
+ * one. Bell numbers appear in masks (1 << number). Thread-safe.
+ */
+#ifndef RSOCK_BELL_H
+#define RSOCK_BELL_H
+
+#include <stdint.h>
+
+#include "rsock/shm.h"
+
+/* Takes a free bell; returns its number, or 0 when there is none (or no fd for it): use bell 0. */
+uint32_t rs_bell_get(void);
+void rs_bell_put(uint32_t bell);
+/* Its eventfd, -1 when it was never made. Stays the same for the life of the process. */
+int rs_bell_fd(uint32_t bell);
+/* Makes bell 0 if need be. 0 or -errno. */
+int rs_bell_init(void);
+/* Rings local bells. */
+void rs_bell_ring(uint32_t mask);
+/* Mask of the bells that have an eventfd: links send what the peer does not know yet. */
+uint32_t rs_bell_made(void);
+/* In a forked child: forget the parent's (closing them). */
+void rs_bell_forget(void);
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * config.h - settings from the environment (RSOCK_*), read once
+ *
+ * A bad value never stops the host program: the default stays, and the log (if asked for) says so.
+ */
+#ifndef RSOCK_CONFIG_H
+#define RSOCK_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct rs_config {
+	bool off; /* RSOCK_DISABLE=1 */
+	uint32_t spin_us; /* RSOCK_SPIN_US: longest spin before a wait sleeps; 0: never spin */
+	uint32_t window_ms; /* RSOCK_WINDOW_MS: how long an accepted connection may be claimed */
+	uint32_t enter_ms; /* RSOCK_ENTER_MS: an unanswered entry is abandoned after this */
+	uint32_t cpus; /* CPUs this process may run on when it started */
+};
+
+extern struct rs_config rs_config;
+/* Idempotent. Call before other threads use rs_config. */
+void rs_config_load(void);
+
+#endif

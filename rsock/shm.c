@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "rsock/shm.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include "rsock/sys.h"
+
+/* 64 KiB stays in cache; 1 MiB streams; 8 MiB takes what the kernel's buffers would. */
+static const uint8_t tier_shift[RS_TIERS] = { 16, 20, 23 };
+
+#define HEAD_SIZE ((sizeof(struct rs_shm_head) + 4095u) & ~(size_t)4095u)
+#define TIER_SIZE(t) ((size_t)1 << tier_shift[t])
+#define STRIDE (TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2))
+#define SEGMENT_SIZE (HEAD_SIZE + RS_SHM_SLOTS * STRIDE)
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define SHRINK_AFTER 64
+
+int rs_shm_create(struct rs_shm_head **head)
+{
+	struct rlimit rl;
+	struct rs_shm_head *h;
+	long fd, r;
+
+	/* ftruncate beyond the limit would kill the program by SIGXFSZ. */
+	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &rl) == 0 && rl.rlim_cur < SEGMENT_SIZE)
+		return -EFBIG;
+	fd = rs_sys2(SYS_memfd_create, "rsock-slab", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return (int)fd;
+	fd = rs_fd_hide((int)fd);
+	r = rs_sys2(SYS_ftruncate, fd, SEGMENT_SIZE);
+	if (r == 0)
+		r = rs_sys3(SYS_fcntl, fd, F_ADD_SEALS, SEALS);
+	if (r == 0)
+		r = rs_shm_map((int)fd, &h);
+	if (r == -EPROTO) /* no header yet */
+		r = 0;
+	if (r != 0) {
+		rs_fd_close((int)fd);
+		return (int)r;
+	}
+	h->slots = RS_SHM_SLOTS;
+	memcpy(h->tier_shift, tier_shift, sizeof(tier_shift));
+	__atomic_store_n(&h->magic, RS_SHM_MAGIC, __ATOMIC_RELEASE);
+	*head = h;
+	return (int)fd;
+}
+
+int rs_shm_map(int memfd, struct rs_shm_head **head)
+{
+	struct stat st;
+	long seals = rs_sys2(SYS_fcntl, memfd, F_GET_SEALS);
+	void *p;
+
+	if (seals < 0 || (seals & SEALS) != SEALS)
+		return -EPERM;
+	if (fstat(memfd, &st) != 0 || (uint64_t)st.st_size != SEGMENT_SIZE)
+		return -EPERM;
+	p = (void *)rs_sys6(SYS_mmap, 0, (long)SEGMENT_SIZE, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_NORESERVE, memfd, 0);
+	if ((unsigned long)p > -4096UL)
+		return (int)(long)p;
+	rs_sys3(SYS_madvise, p, SEGMENT_SIZE, MADV_DONTDUMP);
+	/* A forked child has no business in the rings: the parent stays their owner. */
+	rs_sys3(SYS_madvise, p, SEGMENT_SIZE, MADV_DONTFORK);
+	*head = p;
+	if (__atomic_load_n(&(*head)->magic, __ATOMIC_ACQUIRE) == 0)
+		return -EPROTO;
+	if ((*head)->magic != RS_SHM_MAGIC || (*head)->slots != RS_SHM_SLOTS ||
+	    memcmp((*head)->tier_shift, tier_shift, sizeof(tier_shift)) != 0) {
+		rs_shm_unmap(*head);
+		*head = NULL;
+		return -EPERM;
+	}
+	return 0;
+}
+
+void rs_shm_unmap(struct rs_shm_head *head)
+{
+	if (head)
+		rs_sys2(SYS_munmap, head, SEGMENT_SIZE);
+}
+
+static void rings(struct rs_shm_head *h, uint32_t slot, uint8_t *ring[RS_TIERS])
+{
+	uint8_t *p = (uint8_t *)h + HEAD_SIZE + slot * STRIDE;
+
+	for (int t = 0; t < RS_TIERS; t++) {
+		ring[t] = p;
+		p += TIER_SIZE(t);
+	}
+}
+
+bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id)
+{
+	uint32_t seg = id / RS_SHM_SLOTS, peer_seg = peer_id / RS_SHM_SLOTS;
+
+	if (seg >= l->nmine || peer_seg >= l->npeer)
+		return false;
+	memset(c, 0, sizeof(*c));
+	c->link = l;
+	c->mine = &l->mine[seg]->slot[id % RS_SHM_SLOTS];
+	c->peer = &l->peer[peer_seg]->slot[peer_id % RS_SHM_SLOTS];
+	c->mine_bells = l->mine[seg]->bells;
+	c->peer_bells = l->peer[peer_seg]->bells;
+	c->peer_bells0 = l->peer[0]->bells;
+	c->peer_bit = peer_id % RS_SHM_SLOTS;
+	rings(l->mine[seg], id % RS_SHM_SLOTS, c->rx_ring);
+	rings(l->peer[peer_seg], peer_id % RS_SHM_SLOTS, c->tx_ring);
+	return true;
+}
+
+void rs_slot_reset(struct rs_shm_slot *s)
+{
+	memset(s, 0, sizeof(*s));
+}
+
+/* ---- waking ---- */
+
+static void ring_bells(struct rs_chan *c, uint32_t mask)
+{
+	uint64_t bit = (uint64_t)1 << (c->peer_bit % 64);
+
+	while (mask) {
+		uint32_t b = (uint32_t)__builtin_ctz(mask);
+		struct rs_shm_bell *where = &c->peer_bells[b], *bell = &c->peer_bells0[b];
+		uint64_t *word = &where->ready[c->peer_bit / 64];
+
+		mask &= mask - 1;
+		if (!(__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) {
+			__atomic_fetch_or(word, bit, __ATOMIC_SEQ_CST);
+			__atomic_store_n(&bell->pending, 1, __ATOMIC_SEQ_CST);
+		}
+		if (__atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST) &&
+		    __atomic_exchange_n(&bell->asleep, 0, __ATOMIC_SEQ_CST)) {
+			int fd = __atomic_load_n(&c->link->bell_fd[b], __ATOMIC_ACQUIRE);
+
+			/* Its eventfd has not come yet: the control thread over there forwards. */
+			rs_eventfd_ring(fd >= 0 ? fd : c->link->bell_fd[0]);
+		}
+	}
+}
+
+static void wake_futex(uint32_t *word)
+{
+	if (__atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST))
+		rs_futex_wake(word, INT_MAX, false);
+}
+
+static uint32_t cpu_now(void)
+{
+	return (uint32_t)sched_getcpu() + 1;
+}
+
+/* ---- sending ---- */
+
+void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
+{
+	c->tail = n;
+	c->tx_base = n;
+	c->tx_head = n;
+	c->tx_start = n;
+	c->tx_tier = 0;
+	c->tx_prev = 0;
+	c->tx_small = 0;
+	__atomic_store_n(&c->peer->fin, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&c->peer->seg, n << 2, __ATOMIC_RELEASE);
+	__atomic_store_n(&c->peer->tail, n, __ATOMIC_RELEASE);
+}
+
+uint64_t rs_chan_tx_head(struct rs_chan *c)
+{
+	uint64_t head = __atomic_load_n(&c->peer->head, __ATOMIC_ACQUIRE);
+
+	/* An old or a lying head must not make us overwrite what we have still to keep. */
+	if (head > c->tx_head && head <= c->tail)
+		c->tx_head = head;
+	return c->tx_head;
+}
+
+static size_t room(const struct rs_chan *c)
+{
+	uint64_t from = c->tx_head > c->tx_start ? c->tx_head : c->tx_start;
+
+	return TIER_SIZE(c->tx_tier) - (size_t)(c->tail - from);
+}
+
+static void switch_tier(struct rs_chan *c, uint8_t tier)
+{
+	c->tx_prev = c->tx_tier;
+	c->tx_tier = tier;
+	c->tx_start = c->tail;
+	__atomic_store_n(&c->peer->seg, c->tail << 2 | tier, __ATOMIC_RELEASE);
+}
+
+size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
+{
+	size_t n = room(c);
+
+	if (n < TIER_SIZE(c->tx_tier) / 2) {
+		rs_chan_tx_head(c);
+		n = room(c);
+	}
+	if (n == 0 && grow && c->tx_tier + 1 < RS_TIERS && c->tx_head >= c->tx_start) {
+		switch_tier(c, (uint8_t)(c->tx_tier + 1));
+		c->tx_small = 0;
+		n = room(c);
+	} else if (c->tx_tier > 0 && n > TIER_SIZE(c->tx_tier) / 2) {
+		/* Back to a warmer ring once the large one is empty for a while. */
+		if (rs_chan_tx_head(c) == c->tail &&
+		    ++c->tx_small >= (c->tx_tier == 2 ? 1 : SHRINK_AFTER)) {
+			c->tx_small = 0;
+			switch_tier(c, (uint8_t)(c->tx_tier - 1));
+			n = room(c);
+		}
+	}
+	return n;
+}
+
+static void copy_in(uint8_t *ring, size_t size, uint64_t at, const uint8_t *src, size_t len)
+{
+	size_t pos = at & (size - 1), first = size - pos;
+
+	if (first > len)
+		first = len;
+	memcpy(ring + pos, src, first);
+	if (len > first)
+		memcpy(ring, src + first, len - first);
+}
+
+static void copy_out(const uint8_t *ring, size_t size, uint64_t at, uint8_t *dst, size_t len)
+{
+	size_t pos = at & (size - 1), first = size - pos;
+
+	if (first > len)
+		first = len;
+	memcpy(dst, ring + pos, first);
+	if (len > first)
+		memcpy(dst + first, ring, len - first);
+}
+
+void rs_chan_tx_copy(struct rs_chan *c, uint64_t at, const void *buf, size_t len)
+{
+	copy_in(c->tx_ring[c->tx_tier], TIER_SIZE(c->tx_tier), at, buf, len);
+}
+
+void rs_chan_tx_publish(struct rs_chan *c, uint64_t tail)
+{
+	uint32_t cpu = cpu_now();
+	uint32_t mask;
+
+	c->tail = tail;
+	if (c->peer->tx_cpu != cpu)
+		__atomic_store_n(&c->peer->tx_cpu, cpu, __ATOMIC_RELAXED);
+	/* Publish, then look for waiters: sequentially consistent against their arm-and-look. */
+	__atomic_store_n(&c->peer->tail, tail, __ATOMIC_SEQ_CST);
+	mask = __atomic_load_n(&c->peer->rx_mask, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&c->peer->rx_wait, __ATOMIC_SEQ_CST))
+		wake_futex(&c->peer->rx_wait);
+	if (mask)
+		ring_bells(c, mask);
+}
+
+void rs_chan_tx_fetch(const struct rs_chan *c, uint64_t from, void *buf, size_t len)
+{
+	uint8_t *dst = buf;
+
+	if (from < c->tx_start) {
+		size_t n = c->tx_start - from < len ? (size_t)(c->tx_start - from) : len;
+
+		copy_out(c->tx_ring[c->tx_prev], TIER_SIZE(c->tx_prev), from, dst, n);
+		from += n;
+		dst += n;
+		len -= n;
+	}
+	if (len)
+		copy_out(c->tx_ring[c->tx_tier], TIER_SIZE(c->tx_tier), from, dst, len);
+}
+
+void rs_chan_tx_fin(struct rs_chan *c, uint64_t m)
+{
+	__atomic_store_n(&c->peer->fin, m + 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&c->peer->rx_wait, __ATOMIC_SEQ_CST))
+		wake_futex(&c->peer->rx_wait);
+	ring_bells(c, __atomic_load_n(&c->peer->rx_mask, __ATOMIC_SEQ_CST));
+}
+
+bool rs_chan_tx_writable(struct rs_chan *c)
+{
+	uint64_t used;
+
+	/* While a larger ring can be had, there is room. */
+	if (c->tx_tier + 1 < RS_TIERS && rs_chan_tx_head(c) >= c->tx_start)
+		return true;
+	used = c->tail - rs_chan_tx_head(c);
+	return room(c) > 0 && used <= TIER_SIZE(RS_TIERS - 1) / 3 * 2;
+}
+
+bool rs_chan_tx_room_now(const struct rs_chan *c)
+{
+	uint64_t head = __atomic_load_n(&c->peer->head, __ATOMIC_SEQ_CST);
+
+	return head > c->tx_head && head <= c->tail;
+}
+
+/* ---- receiving ---- */
+
+void rs_chan_rx_begin(struct rs_chan *c, uint64_t n)
+{
+	c->head = n;
+	c->rx_tier = 0;
+	__atomic_store_n(&c->mine->head, n, __ATOMIC_RELEASE);
+}
+
+/* The tier that holds the byte at the head, and how far that tier goes. */
+static uint64_t rx_limit(struct rs_chan *c, uint64_t tail)
+{
+	uint64_t seg = __atomic_load_n(&c->mine->seg, __ATOMIC_ACQUIRE);
+	uint64_t start = seg >> 2;
+	uint8_t tier = seg & 3;
+
+	if (c->head < start)
+		return start < tail ? start : tail;
+	if (tier >= RS_TIERS) {
+		c->rx_bad = true;
+		return c->head;
+	}
+	c->rx_tier = tier;
+	return tail;
+}
+
+uint64_t rs_chan_rx_tail(struct rs_chan *c)
+{
+	uint64_t tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
+
+	if (tail < c->head || tail - c->head > TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2)) {
+		c->rx_bad = true;
+		return c->head;
+	}
+	return tail;
+}
+
+void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len)
+{
+	uint64_t saved = c->head, end = at + len;
+	uint8_t saved_tier = c->rx_tier;
+	uint8_t *dst = buf;
+
+	/* Walk the (at most one) switch between `at` and the end without consuming. */
+	while (at < end) {
+		uint64_t limit;
+		size_t n;
+
+		c->head = at;
+		limit = rx_limit(c, end);
+		if (c->rx_bad || limit <= at)
+			break;
+		n = (size_t)(limit - at);
+		copy_out(c->rx_ring[c->rx_tier], TIER_SIZE(c->rx_tier), at, dst, n);
+		at += n;
+		dst += n;
+	}
+	c->head = saved;
+	c->rx_tier = saved_tier;
+}
+
+void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
+{
+	struct rs_shm_slot *peer = c->peer;
+	uint32_t mask, wait;
+	uint64_t tier;
+
+	c->head = head;
+	/* Before the head is out the sender cannot replace `seg`: note which tier we are in. */
+	rx_limit(c, head);
+	__atomic_store_n(&c->mine->head, head, __ATOMIC_SEQ_CST);
+	mask = __atomic_load_n(&peer->tx_mask, __ATOMIC_SEQ_CST);
+	wait = __atomic_load_n(&peer->tx_wait, __ATOMIC_SEQ_CST);
+	if (!(mask | wait))
+		return;
+	/* As the kernel: a waiting sender runs when a third is free. */
+	tier = __atomic_load_n(&c->mine->seg, __ATOMIC_RELAXED) & 3;
+	if (tier < RS_TIERS && __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head >
+				       TIER_SIZE(tier) / 3 * 2)
+		return;
+	if (wait)
+		wake_futex(&peer->tx_wait);
+	ring_bells(c, mask);
+}
+
+bool rs_chan_rx_fin(const struct rs_chan *c, uint64_t *m)
+{
+	uint64_t fin = __atomic_load_n(&c->mine->fin, __ATOMIC_ACQUIRE);
+
+	*m = fin - 1;
+	return fin != 0;
+}

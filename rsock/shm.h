@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * shm.h - the shared-memory link: slabs, slots, rings and doorbells
+ *
+ * A link joins two processes. Each end owns a slab: memfd segments (sealed against resizing) that
+ * the other end maps too. A segment has bells, RS_SHM_SLOTS slots and, per slot, one ring of each
+ * size class ("tier"). A stream uses one slot at each end: the slot in my slab is how the peer
+ * sends to me. The byte at stream offset o lives at o mod (ring size).
+ *
+ * Tiers: a sender starts in the smallest ring (warm in cache) and, when it is full, switches to a
+ * larger one at the current offset; `seg` publishes (offset of the switch, tier). It switches again
+ * only when the receiver has passed the last switch, so a reader needs to know one switch at a time.
+ * The largest tier takes at least what the kernel's socket buffers would have taken.
+ *
+ * Waking: whoever waits writes into its own slot how (a futex word for blocking calls, a mask of
+ * bells for epoll and poll), then looks again; whoever moves data publishes, then reads that. A bell
+ * is an eventfd of the waiting process plus a cache line in its slab: a bitmap of streams with news
+ * and a flag that says whether the eventfd needs to be written.
+ *
+ * Everything read from a slot or a bell that the peer can write is untrusted.
+ */
+#ifndef RSOCK_SHM_H
+#define RSOCK_SHM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "rsock/wire.h"
+
+#define RS_SHM_MAGIC 0x314d48534b434f52ULL
+#define RS_SHM_SLOTS 256u
+#define RS_SHM_SEGMENTS 64u
+#define RS_BELLS 32u /* bell 0 belongs to the control thread */
+
+struct rs_shm_bell {
+	uint32_t asleep; /* owner sleeps on the eventfd: whoever swaps it to 0 writes it */
+	uint32_t pending; /* some bit may be set */
+	uint64_t ready[RS_SHM_SLOTS / 64];
+} __attribute__((aligned(64)));
+
+struct rs_shm_slot {
+	/* written by the sender */
+	uint64_t tail __attribute__((aligned(64)));
+	uint64_t seg; /* offset of the last switch << 2 | tier */
+	uint64_t fin; /* final offset + 1; 0: not known */
+	uint32_t tx_cpu; /* CPU of the last sender + 1 */
+	/* written by the receiver */
+	uint64_t head __attribute__((aligned(64)));
+	uint32_t rx_cpu;
+	/* written by the slab's owner, swapped to 0 by the peer */
+	uint32_t rx_wait __attribute__((aligned(64))); /* futex: 1 while a receiver sleeps */
+	uint32_t tx_wait; /* futex: 1 while a sender (towards the peer) sleeps */
+	/* written by the slab's owner */
+	uint32_t rx_mask; /* bells to ring when bytes arrive */
+	uint32_t tx_mask; /* bells to ring when the peer has made room */
+};
+
+struct rs_shm_head {
+	uint64_t magic;
+	uint32_t slots;
+	uint8_t tier_shift[RS_TIERS];
+	uint8_t pad;
+	struct rs_shm_bell bells[RS_BELLS];
+	struct rs_shm_slot slot[RS_SHM_SLOTS];
+};
+
+/* One end of a link. Filled in by the control thread; read by all. */
+struct rs_shm_link {
+	struct rs_shm_head *mine[RS_SHM_SEGMENTS];
+	struct rs_shm_head *peer[RS_SHM_SEGMENTS];
+	uint32_t nmine, npeer;
+	int bell_fd[RS_BELLS]; /* the peer's eventfds, -1 where not yet known */
+};
+
+/* This end's view of one stream on a link. */
+struct rs_chan {
+	struct rs_shm_link *link;
+	struct rs_shm_slot *mine; /* in my slab: what comes */
+	struct rs_shm_slot *peer; /* in the peer's slab: what goes */
+	struct rs_shm_bell *mine_bells;
+	struct rs_shm_bell *peer_bells; /* of the segment of the peer's slot */
+	struct rs_shm_bell *peer_bells0; /* of segment 0: `asleep` and `pending` live there */
+	uint8_t *rx_ring[RS_TIERS];
+	uint8_t *tx_ring[RS_TIERS];
+	uint32_t peer_bit; /* our stream's slot number in the peer's segment */
+	/* receiving */
+	uint64_t head;
+	uint8_t rx_tier;
+	bool rx_bad; /* the peer published nonsense */
+	/* sending */
+	uint8_t tx_tier, tx_prev;
+	uint16_t tx_small; /* consecutive times the ring was found empty: shrink */
+	uint64_t tail;
+	uint64_t tx_base; /* offset at which the epoch began */
+	uint64_t tx_head; /* the peer's head as last read */
+	uint64_t tx_start; /* offset of the last switch */
+};
+
+/* Creates a sealed segment; returns its memfd (CLOEXEC) and mapping, or -errno. */
+int rs_shm_create(struct rs_shm_head **head);
+/* Maps the peer's segment after checking seals, size and geometry. 0 or -errno. */
+int rs_shm_map(int memfd, struct rs_shm_head **head);
+void rs_shm_unmap(struct rs_shm_head *head);
+
+/* Binds a channel to slot `id` of mine and `peer_id` of the peer's. false: no such segment. */
+bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id);
+/* Makes a slot fresh for a new stream; only when the peer cannot write it any more. */
+void rs_slot_reset(struct rs_shm_slot *s);
+
+/* ---- sending: one thread at a time ---- */
+
+void rs_chan_tx_begin(struct rs_chan *c, uint64_t n);
+/* Bytes that fit now; `grow`: switch to a larger ring rather than say 0. */
+size_t rs_chan_tx_room(struct rs_chan *c, bool grow);
+/* Copies up to `len` bytes (<= room) behind the tail without publishing. */
+void rs_chan_tx_copy(struct rs_chan *c, uint64_t at, const void *buf, size_t len);
+/* Publishes the tail and wakes the peer's waiters. */
+void rs_chan_tx_publish(struct rs_chan *c, uint64_t tail);
+/* Reads back unconsumed bytes [from, from + len) into buf. */
+void rs_chan_tx_fetch(const struct rs_chan *c, uint64_t from, void *buf, size_t len);
+/* How far the peer has consumed: between the epoch's begin and the tail, whatever it claims. */
+uint64_t rs_chan_tx_head(struct rs_chan *c);
+void rs_chan_tx_fin(struct rs_chan *c, uint64_t m);
+/* Bytes in flight are few enough that a waiting sender should run. */
+bool rs_chan_tx_writable(struct rs_chan *c);
+
+/* Whether the current ring has room: for a waiter, without changing anything. */
+bool rs_chan_tx_room_now(const struct rs_chan *c);
+
+/* ---- receiving: one thread at a time ---- */
+
+void rs_chan_rx_begin(struct rs_chan *c, uint64_t n);
+/* The published tail, checked; sets rx_bad and returns the head when it is nonsense. */
+uint64_t rs_chan_rx_tail(struct rs_chan *c);
+void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len);
+/* Publishes the head and wakes the peer's senders. */
+void rs_chan_rx_consume(struct rs_chan *c, uint64_t head);
+/* The peer's hint of its final offset. */
+bool rs_chan_rx_fin(const struct rs_chan *c, uint64_t *m);
+
+#endif

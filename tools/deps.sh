@@ -1,0 +1,54 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+#
+# deps.sh - install the Debian packages that building, testing and the demo need
+#
+# Says nothing and touches nothing when all of them are there. Needs root only to install.
+set -eu
+
+# The lists below are words, split where they are used.
+
+build='gcc libc6-dev make git'
+tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iproute2 strace jq curl'
+programs='redis-server redis-tools iperf3 nginx wrk gnuplot-nox'
+lint='clang-format cppcheck'
+wanted="$build $tests $programs $lint"
+
+if ! command -v dpkg-query >/dev/null; then
+	echo "deps: not a Debian system; see to it that these are installed: $wanted" >&2
+	exit 0
+fi
+
+# shellcheck disable=SC2086
+installed=$(dpkg-query -W -f '${db:Status-Status} ${Package} \n' $wanted 2>/dev/null) || true
+missing=
+for package in $wanted; do
+	case "$installed" in
+	*"installed $package "*) ;;
+	*) missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+	echo "deps: packages are missing; install them with:" >&2
+	echo "  sudo apt-get install -y --no-install-recommends$missing" >&2
+	exit 1
+fi
+
+# Packages of servers start them when they are installed; we want the programs only.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	trap 'rm -f "$policy"' EXIT
+	trap 'exit 1' HUP INT TERM
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
+
+echo "deps: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+lock='-o DPkg::Lock::Timeout=300'
+# shellcheck disable=SC2086
+apt-get $lock update -qq
+# shellcheck disable=SC2086
+apt-get $lock install -qq -y --no-install-recommends $missing >/dev/null

@@ -20,7 +20,7 @@ spacing 0.075,0.13
 set border 3 lc rgb "#888888"
 set grid ytics lc rgb "#e4e4e4" lw 1
 set title font ",16" offset 0,-0.3
-set key at screen 0.5,0.935 center center horizontal Left reverse samplen 2 maxcols 5 maxrows 1
+unset key
 """
 
 LATENCY = """\
@@ -33,7 +33,8 @@ set xtics nomirror textcolor rgb "#333333" \\
 set ytics nomirror textcolor rgb "#333333" format "%g"
 plot {curves}
 unset logscale
-unset key
+unset object
+unset label
 """
 
 BARS = """\
@@ -48,12 +49,25 @@ unset xtics
 set xtics nomirror scale 0 textcolor rgb "#333333"
 set ytics auto nomirror textcolor rgb "#333333" format "%g"
 plot {curves}
-unset key
+unset object
+unset label
 """
 
 
 def _block(name, lines):
     return f"${name} << EOD\n" + "\n".join(lines) + "\nEOD\n"
+
+
+def _legend(keys):
+    """One for all panels: the first panel draws it and the others do without."""
+    script, step = "", 0.15
+    for i, key in enumerate(keys):
+        x = 0.5 + (i - len(keys) / 2) * step + 0.01
+        script += (f'set object rectangle from screen {x:.3f},0.927 to screen {x + 0.02:.3f},0.943 '
+                   f'fc rgb "{COLOURS[key]}" fs solid noborder\n'
+                   f'set label "{NAMES[key]}" at screen {x + 0.028:.3f},0.935 left '
+                   f'tc rgb "#333333"\n')
+    return script
 
 
 def _latency(result, rows):
@@ -65,7 +79,7 @@ def _latency(result, rows):
             script += _block(f"latency_{key}", [f"{s} {us:.4f}" for s, us in points])
             dash = " dt 2" if key == "ring" else ""
             curves.append(f'$latency_{key} using 1:2 with linespoints lw 2.5 pt 7 ps 0.6{dash} '
-                          f'lc rgb "{COLOURS[key]}" title "{NAMES[key]}"')
+                          f'lc rgb "{COLOURS[key]}"')
             all_values += [us for _, us in points]
     if not curves:
         return ""
@@ -84,7 +98,7 @@ def _bars(result, name, title, rows, bar):
         heights = [bar(row, k) for k in keys]
         lines.append(" ".join([f'"{label}"'] +
                               ["NaN" if h is None else f"{h:.4f}" for h in heights]))
-    curves = [f'${name} using {i + 2}:xtic(1) lc rgb "{COLOURS[k]}" title "{NAMES[k]}"'
+    curves = [f'${name} using {i + 2}:xtic(1) lc rgb "{COLOURS[k]}"'
               for i, k in enumerate(keys)]
     return _block(name, lines) + BARS.format(title=title, last=len(rows) - 0.4,
                                              curves=", ".join(curves))
@@ -124,8 +138,10 @@ def draw(result, info, path):
     ]
     if not any(panels):
         return "nothing to draw was measured"
+    shown = [k for k in NAMES if any(r.table == "main" and result.median(r, k)
+                                     for r in result.rows)]
     title = f"{info['cpu']}, Linux {info['kernel']}".replace('"', "")
-    script = HEAD.format(out=path, title=title) + "".join(p for p in panels if p)
+    script = HEAD.format(out=path, title=title) + _legend(shown) + "".join(p for p in panels if p)
     p = subprocess.run(["gnuplot"], input=script + "unset multiplot\n", text=True,
                        capture_output=True, check=False, timeout=30)
     return None if p.returncode == 0 else f"gnuplot: {p.stderr.strip()}"

@@ -20,7 +20,8 @@ static const uint8_t tier_shift[RS_TIERS] = { 16, 20, 23 };
 #define STRIDE (TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2))
 #define SEGMENT_SIZE (HEAD_SIZE + RS_SHM_SLOTS * STRIDE)
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-#define SHRINK_AFTER 64
+#define SHRINK_AFTER 64 /* times found empty */
+#define GROW_AFTER 16 /* times found full */
 
 int rs_shm_create(struct rs_shm_head **head)
 {
@@ -164,7 +165,7 @@ static uint32_t cpu_now(void)
 void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
 {
 	c->tail = n;
-	c->tx_base = n;
+	c->tx_first = true;
 	c->tx_head = n;
 	c->tx_start = n;
 	c->tx_tier = 0;
@@ -192,11 +193,25 @@ static size_t room(const struct rs_chan *c)
 	return TIER_SIZE(c->tx_tier) - (size_t)(c->tail - from);
 }
 
+/*
+ * A reader knows one switch at a time: the last one must have been passed, by a byte at least, or
+ * nothing have been written since. The reader itself begins an epoch in tier 0.
+ */
+static bool may_switch(const struct rs_chan *c)
+{
+	return c->tx_head > c->tx_start || c->tail == c->tx_start || c->tx_first;
+}
+
 static void switch_tier(struct rs_chan *c, uint8_t tier)
 {
-	c->tx_prev = c->tx_tier;
+	if (c->tail != c->tx_start || c->tx_first) {
+		c->tx_prev = c->tx_tier;
+		c->tx_start = c->tail;
+	}
+	c->tx_first = false;
 	c->tx_tier = tier;
-	c->tx_start = c->tail;
+	c->tx_full = 0;
+	c->tx_small = 0;
 	__atomic_store_n(&c->peer->seg, c->tail << 2 | tier, __ATOMIC_RELEASE);
 }
 
@@ -208,15 +223,18 @@ size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
 		rs_chan_tx_head(c);
 		n = room(c);
 	}
-	if (n == 0 && grow && c->tx_tier + 1 < RS_TIERS && c->tx_head >= c->tx_start) {
-		switch_tier(c, (uint8_t)(c->tx_tier + 1));
-		c->tx_small = 0;
+	if (n == 0 && c->tx_tier + 1 < RS_TIERS && may_switch(c)) {
+		/* A reader that is slow gets a larger ring; one that stands still, the largest. */
+		if (grow)
+			switch_tier(c, RS_TIERS - 1);
+		else if (++c->tx_full >= GROW_AFTER)
+			switch_tier(c, (uint8_t)(c->tx_tier + 1));
 		n = room(c);
 	} else if (c->tx_tier > 0 && n > TIER_SIZE(c->tx_tier) / 2) {
-		/* Back to a warmer ring once the large one is empty for a while. */
+		/* Back to a warmer ring once the large one is found empty often enough. */
 		if (rs_chan_tx_head(c) == c->tail &&
-		    ++c->tx_small >= (c->tx_tier == 2 ? 1 : SHRINK_AFTER)) {
-			c->tx_small = 0;
+		    ++c->tx_small >= (c->tx_tier == RS_TIERS - 1 ? 1 : SHRINK_AFTER) &&
+		    may_switch(c)) {
 			switch_tier(c, (uint8_t)(c->tx_tier - 1));
 			n = room(c);
 		}
@@ -297,7 +315,8 @@ bool rs_chan_tx_writable(struct rs_chan *c)
 	uint64_t used;
 
 	/* While a larger ring can be had, there is room. */
-	if (c->tx_tier + 1 < RS_TIERS && rs_chan_tx_head(c) >= c->tx_start)
+	rs_chan_tx_head(c);
+	if (c->tx_tier + 1 < RS_TIERS && may_switch(c))
 		return true;
 	used = c->tail - rs_chan_tx_head(c);
 	return room(c) > 0 && used <= TIER_SIZE(RS_TIERS - 1) / 3 * 2;

@@ -91,9 +91,10 @@ struct rs_chan {
 	bool rx_bad; /* the peer published nonsense */
 	/* sending */
 	uint8_t tx_tier, tx_prev;
-	uint16_t tx_small; /* consecutive times the ring was found empty: shrink */
+	uint16_t tx_small; /* times the ring was found empty: shrink */
+	uint16_t tx_full; /* times it was found full: grow */
 	uint64_t tail;
-	uint64_t tx_base; /* offset at which the epoch began */
+	bool tx_first; /* no switch since the epoch began */
 	uint64_t tx_head; /* the peer's head as last read */
 	uint64_t tx_start; /* offset of the last switch */
 };

@@ -663,6 +663,7 @@ void rs_rx_tcp_eof(struct rs_stream *s, bool peer_unread)
 	if (s->rx_eof)
 		return;
 	s->rx_eof = true;
+	wake_rx(s);
 	switch (s->rx) {
 	case RS_RX_RAW:
 	case RS_RX_ARMED:

@@ -95,6 +95,9 @@ static void count_transition(struct world *w, int e)
 		cover(w, tx[t][x->s.tx]);
 	if (r != x->s.rx && rx[r][x->s.rx])
 		cover(w, rx[r][x->s.rx]);
+	if (t == RS_TX_MARK && x->s.tx == RS_TX_FAST && x->has_left)
+		cover(w, C_REENTER_FAST);
+	x->has_left |= x->s.tx_left;
 	if (x->s.tx_orphan && !x->last_orphan)
 		cover(w, C_ORPHAN);
 	x->last_tx = (uint8_t)x->s.tx;
@@ -124,6 +127,8 @@ void edge_obey(struct world *w, int e)
 	do {
 		count_transition(w, e);
 		publish(w, e);
+		if (s->nmsgs == RS_STREAM_MSGS && !has(w, F_FORGE))
+			fail(w, "too many messages at once", "end %d", e);
 		for (uint8_t i = 0; i < s->nmsgs; i++) {
 			link_send(w, e,
 				  (struct item){ .kind = IT_MSG,

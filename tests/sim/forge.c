@@ -42,6 +42,8 @@ static void forge_frame(struct world *w)
 	};
 	uint8_t buf[RS_FRAME_LEN];
 
+	if (w->dir[1].grammar != G_FRAMES || w->dir[1].unit_len)
+		return; /* it would only be garbage */
 	trace(w, "liar: frame %u", f.type);
 	rs_frame_encode(sim_mac, s->key, 1, &f, buf);
 	write_ctl(w, buf, sizeof(buf));

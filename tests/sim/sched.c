@@ -256,12 +256,45 @@ static void quiesce(struct world *w, const char *when)
 	fail(w, "no end", "%s", when);
 }
 
+static bool may_enter(const struct world *w, int e)
+{
+	const struct end *x = &w->end[e];
+
+	return x->alive && !x->app_closed && !x->handover && !w->sock[e].reset &&
+	       rs_stream_can_enter(&x->s) && rs_stream_is_raw(&x->s);
+}
+
+/* An entry that nothing stands against must succeed, and carry bytes. */
+static void drain_enter(struct world *w)
+{
+	if (!w->link.up || has(w, F_FORGE) || !may_enter(w, 0) || !may_enter(w, 1))
+		return;
+	trace(w, "-- drain: both enter");
+	for (int e = 0; e < 2; e++) {
+		rs_stream_enter(&w->end[e].s, w->now);
+		edge_obey(w, e);
+	}
+	quiesce(w, "both enter");
+	for (int e = 0; e < 2; e++) {
+		const struct rs_stream *s = &w->end[e].s;
+
+		if (s->tx != RS_TX_FAST && !has(w, F_SLOW) && !w->invariant)
+			fail(w, "entry came to nothing", "end %d, tx %d", e, (int)s->tx);
+		app_send(w, e, size(w));
+	}
+	cover(w, C_ENTER_DRAIN);
+	quiesce(w, "both sent");
+	check_delivered(w, "both sent");
+}
+
 static void drain(struct world *w)
 {
 	w->draining = true;
 	trace(w, "-- drain: both read");
 	quiesce(w, "both read");
 	check_delivered(w, "both read");
+	if (rnd(w, 2) && !w->invariant)
+		drain_enter(w);
 	trace(w, "-- drain: both shut");
 	for (int e = 0; e < 2; e++)
 		app_shutdown(w, e);
@@ -297,7 +330,7 @@ static uint32_t draw_features(struct world *w)
 	static const uint8_t odds[FEATURE_COUNT] = {
 		[BIT_VERBS] = 2,    [BIT_SHUT] = 3,	[BIT_CLOSE] = 2,    [BIT_LINGER] = 20,
 		[BIT_LEAVE] = 2,    [BIT_HANDOVER] = 6, [BIT_CUT] = 3,	    [BIT_REATTACH] = 2,
-		[BIT_KILL] = 5,	    [BIT_FORGE] = 16,	[BIT_PREFIX] = 4,   [BIT_SLOW] = 20,
+		[BIT_KILL] = 5,	    [BIT_FORGE] = 12,	[BIT_PREFIX] = 4,   [BIT_SLOW] = 20,
 		[BIT_PING] = 4,	    [BIT_HOLDFIRE] = 20, [BIT_SMALL] = 3,   [BIT_ONEWAY] = 6,
 		[BIT_SPLITMARK] = 20,
 	};
@@ -321,7 +354,7 @@ static void setup(struct world *w, uint64_t seed, uint32_t mask)
 	if (has(w, F_SPLITMARK))
 		w->features &= ~(uint32_t)F_KILL; /* half a MARK of a dead process is data */
 	w->step = 0;
-	w->steps = 40 + rnd(w, 160);
+	w->steps = 40 + rnd(w, 220);
 	w->ring_size = 16u << rnd(w, 4);
 	w->now = 1;
 	w->link_gen = 0;

@@ -57,13 +57,15 @@ enum feature {
 #define COVERS(X)                                                                                 \
 	X(ENTER, 1, "entries started")                                                            \
 	X(REENTER, 1, "entries started after a RESUME")                                           \
+	X(REENTER_FAST, 1, "MARKs written after a RESUME")                                        \
+	X(ENTER_DRAIN, 1, "entries in the drain")                                                 \
 	X(ABANDON_ARMED, 1, "entries abandoned before ENTER_OK")                                  \
 	X(ABANDON_MARK, 1, "entries abandoned with MARK unwritten")                               \
 	X(MARK_WRITTEN, 1, "MARKs written")                                                       \
 	X(MARK_READ, 1, "MARKs read")                                                             \
 	X(RX_ARMED, 1, "receivers armed")                                                         \
 	X(RX_DISARMED, 1, "armed receivers that found no MARK")                                   \
-	X(SUPERSEDED, 1, "armed receivers that got a newer ENTER")                                \
+	X(SUPERSEDED, 0, "armed receivers that got a newer ENTER")                                \
 	X(PENDED, 1, "ENTERs that waited for a RESUME")                                           \
 	X(NAK, 1, "NAKs")                                                                         \
 	X(RESUME, 1, "RESUMEs read")                                                              \
@@ -178,6 +180,7 @@ struct end {
 	bool lingering; /* hold expired: whatever comes now gets RST */
 	uint8_t last_tx, last_rx;
 	bool last_orphan;
+	bool has_left; /* wrote a RESUME at some time */
 	uint32_t mark_gen; /* link generation whose MARK was read */
 
 	bool app_shut, app_closed, app_aborted;

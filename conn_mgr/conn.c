@@ -673,7 +673,7 @@ again:
 		for (size_t i = 0; i < n && mh.msg_iovlen < 16 && left; i++) {
 			size_t k = iov[i].iov_len;
 
-			if (skip >= k) {
+			if (skip >= k) { /* received before, or empty */
 				skip -= k;
 				continue;
 			}
@@ -690,13 +690,20 @@ again:
 			c->err = 0;
 			return r;
 		}
-		r = rs_sys3(SYS_recvmsg, fd, &mh, (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT);
+		flags = (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT;
+		if (n == 1) /* with recv's own rules for absurd lengths */
+			r = rs_sys6(SYS_recvfrom, fd, (long)iov[0].iov_base + (long)done,
+				    (long)(want < limit ? want : limit), flags, 0, 0);
+		else
+			r = rs_sys3(SYS_recvmsg, fd, &mh, flags);
 		if (r > 0 && !(flags & MSG_PEEK)) {
 			c->krx += (uint64_t)r;
 			rs_rx_tcp(&c->sm, (uint64_t)r);
 			if (c->row)
 				c->row->rx_bytes = c->sm.rx_off;
 		}
+		if (r == 0 && !want)
+			*eof = true;
 		if (r == 0 && want) {
 			if (c->bound) {
 				rs_rx_landed(&c->sm, rs_chan_rx_tail(&c->ch));
@@ -742,6 +749,12 @@ again:
 		}
 		if (tail > limit)
 			tail = limit;
+		if (tail > c->sm.rx_off && !want) {
+			*eof = true;
+			return 0;
+		}
+		if (tail > c->sm.rx_off && bad_iov(iov, n) && !(flags & MSG_TRUNC))
+			return -EFAULT;
 		if (tail > c->sm.rx_off) {
 			size_t k = ring_to_iov(c, iov, n, done, tail, flags & MSG_PEEK,
 					       flags & MSG_TRUNC);
@@ -788,6 +801,39 @@ again:
 	return 0;
 }
 
+/* The stream became plain in the middle of a MSG_WAITALL. */
+static ssize_t rest_from_kernel(int fd, const struct iovec *iov, size_t n, size_t done, int flags)
+{
+	size_t got = done;
+
+	for (size_t i = 0; i < n; i++) {
+		ssize_t r;
+		size_t k = iov[i].iov_len;
+
+		if (done >= k) {
+			done -= k;
+			continue;
+		}
+		r = rs_sys6(SYS_recvfrom, fd, (long)iov[i].iov_base + (long)done, (long)(k - done),
+			    flags, 0, 0);
+		if (r < 0)
+			break;
+		got += (size_t)r;
+		if ((size_t)r < k - done)
+			break;
+		done = 0;
+	}
+	return (ssize_t)got;
+}
+
+static void keep_error(struct rs_conn *c, ssize_t r)
+{
+	rs_lock(&c->lock);
+	if (!c->err)
+		c->err = (int)-r;
+	rs_unlock(&c->lock);
+}
+
 ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
@@ -796,10 +842,6 @@ ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	bool eof;
 	ssize_t r;
 
-	if (bad_iov(iov, n) && !(flags & MSG_TRUNC))
-		return -EFAULT;
-	if (!want)
-		flags |= MSG_DONTWAIT;
 	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
 	for (;;) {
 		eof = false;
@@ -808,7 +850,7 @@ ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 		rs_lock(&c->lock);
 		if (c->plain) {
 			rs_unlock(&c->lock);
-			return done ? (ssize_t)done : -EXDEV;
+			return done ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
 		}
 		r = recv_once(c, fd, iov, n, done, flags, &how, &eof);
 		if (r == -EAGAIN && how == RS_WAIT_TCP && rs_waiter_blocks(&w))
@@ -816,18 +858,26 @@ ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 		else if (how == RS_WAIT_TCP)
 			how = RS_WAIT_RING; /* not going to wait */
 		unlock(c);
+		if (r > 0 && (flags & MSG_PEEK) && (flags & MSG_WAITALL) && (size_t)r < want &&
+		    rs_waiter_blocks(&w)) {
+			/* To wait for more without taking any: only the kernel can. */
+			rs_conn_leave(c, RS_REASON_CALL, true, 2000);
+			return c->plain ? -EXDEV : r;
+		}
 		if (r > 0) {
 			done += (size_t)r;
 			if (!(flags & MSG_WAITALL) || (flags & MSG_PEEK) || done == want)
 				return (ssize_t)done;
 			continue;
 		}
-		if (r == 0 && want && !eof)
+		if (r == 0 && !eof)
 			continue;
-		if (r == 0 || (r != -EAGAIN && r != -EINTR))
+		if (r == 0 || (r != -EAGAIN && r != -EINTR)) {
+			if (done && r < 0 && r != -EFAULT)
+				keep_error(c, r); /* for the next call, as the kernel does */
 			return done ? (ssize_t)done : r;
-		if (!want)
-			return 0;
+		}
+		w.partial = done != 0;
 		r = rs_wait_rx(&w, how);
 		if (how == RS_WAIT_TCP) {
 			rs_lock(&c->lock);
@@ -924,8 +974,6 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	struct rs_waiter w;
 	ssize_t r;
 
-	if (bad_iov(iov, n))
-		return -EFAULT;
 	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
 	for (;;) {
 		enum rs_wait how = RS_WAIT_NEWS;
@@ -958,7 +1006,8 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 				 */
 				c->busy = 1;
 				rs_unlock(&c->lock);
-				r = rs_wait_in_send(fd, iov, n, done, flags);
+				w.partial = done != 0;
+				r = rs_wait_in_send(&w, iov, n, done);
 				rs_lock(&c->lock);
 				if (r > 0)
 					sent_tcp(c, (size_t)r);
@@ -971,6 +1020,10 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			}
 			break;
 		case RS_TXP_RING:
+			if (bad_iov(iov, n)) {
+				r = -EFAULT;
+				break;
+			}
 			r = (ssize_t)send_ring(c, iov, n, done, grow || !rs_waiter_blocks(&w));
 			if (done + (size_t)r < want && !rs_waiter_blocks(&w)) {
 				/* Who waits for EPOLLOUT hears of room; look again after saying so. */
@@ -1010,6 +1063,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			grow = !rs_spin_room(&w);
 			continue;
 		}
+		w.partial = done != 0;
 		r = rs_wait_tx(&w, how);
 		if (r < 0)
 			return done ? (ssize_t)done : r;
@@ -1131,8 +1185,12 @@ long rs_conn_unsent(struct rs_conn *c)
 	long r = -EAGAIN;
 
 	rs_lock(&c->lock);
-	if (!c->plain && c->bound && c->sm.tx != RS_TX_RAW)
-		r = 0; /* as on any loopback connection: the peer has it */
+	if (!c->plain && c->bound && c->sm.tx != RS_TX_RAW) {
+		uint64_t flight = c->ch.tail - rs_chan_tx_head(&c->ch);
+
+		/* As on any loopback connection: what fits the peer's buffer, the peer has. */
+		r = flight > ((uint64_t)1 << 18) ? (long)flight : 0;
+	}
 	unlock(c);
 	return r;
 }

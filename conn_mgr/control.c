@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 #include "conn_mgr/control.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
@@ -25,6 +27,10 @@
 static struct rs_lock lock; /* start and stop */
 static int epfd = -1;
 static uint32_t running;
+static uint32_t pausing; /* the thread is to end, its work to wait */
+static pthread_t thread;
+static bool joinable;
+static uint32_t main_exited; /* main() called pthread_exit() */
 static uint32_t self_tid;
 static struct rs_conn *added; /* stack of new connections (lock-free push) */
 static uint64_t next_due = UINT64_MAX; /* ms */
@@ -129,7 +135,17 @@ static void drop(struct rs_conn *c)
 	rs_conn_put(c);
 }
 
-/* Nothing of this connection needs the control thread any more. */
+static uint64_t due_of(struct rs_conn *c)
+{
+	uint64_t d;
+
+	rs_lock(&c->lock);
+	d = rs_conn_deadline(c);
+	rs_unlock(&c->lock);
+	return d;
+}
+
+/* Nothing of this connection needs the control thread any more. Under its lock. */
 static bool finished(const struct rs_conn *c)
 {
 	if (c->watched_tcp || c->held)
@@ -144,24 +160,30 @@ static uint64_t look_at_all(uint64_t now)
 	struct rs_conn *c, *next;
 
 	for (c = rs_control_conns; c; c = next) {
+		bool over, waits;
 		uint64_t d;
 
 		next = c->next;
-		if (finished(c)) {
+		/* Not in the middle of somebody's close. */
+		rs_lock(&c->lock);
+		over = finished(c);
+		d = rs_conn_deadline(c);
+		waits = !c->bound && !c->plain;
+		rs_unlock(&c->lock);
+		if (over) {
 			drop(c);
 			continue;
 		}
-		d = rs_conn_deadline(c);
 		if (d && now >= d) {
 			rs_conn_timer(c, now);
-			d = rs_conn_deadline(c);
+			d = due_of(c);
 		}
 		if (c->claim == RS_CLAIM_WANTED ||
 		    (c->claim == RS_CLAIM_BACKOFF && now >= c->claim_at)) {
 			rs_peer_claim(c, now);
-			d = rs_conn_deadline(c);
+			d = due_of(c);
 		}
-		if (!c->bound && !c->plain && (!d || d > now + TICK_MS))
+		if (waits && (!d || d > now + TICK_MS))
 			d = now + TICK_MS;
 		if (d && d < due)
 			due = d;
@@ -221,6 +243,8 @@ static bool may_stop(void)
 	return stop;
 }
 
+static void check_last_thread(void);
+
 static void *control_main(void *arg)
 {
 	uint64_t idle_since = 0;
@@ -231,7 +255,13 @@ static void *control_main(void *arg)
 	for (;;) {
 		uint64_t now = rs_now_ms(), due, soon;
 
+		if (__atomic_load_n(&pausing, __ATOMIC_SEQ_CST)) {
+			__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
+			__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
+			return NULL;
+		}
 		__atomic_store_n(&next_due, UINT64_MAX, __ATOMIC_SEQ_CST);
+		check_last_thread();
 		take_added();
 		due = look_at_all(now);
 		rs_peer_timer(now);
@@ -262,7 +292,6 @@ int rs_control_start(void)
 	sigset_t all, old;
 	pthread_attr_t attr;
 	struct sched_param sp = { 0 };
-	pthread_t thread;
 	long fd;
 	int r = 0;
 
@@ -289,12 +318,14 @@ int rs_control_start(void)
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, STACK);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setinheritsched(&attr, PTHREAD_EXPLICIT_SCHED);
 	pthread_attr_setschedpolicy(&attr, SCHED_OTHER);
 	pthread_attr_setschedparam(&attr, &sp);
 	__atomic_store_n(&running, 1, __ATOMIC_SEQ_CST);
+	if (joinable)
+		pthread_join(thread, NULL);
 	r = -pthread_create(&thread, &attr, control_main, NULL);
+	joinable = r == 0;
 	if (r != 0)
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
 	pthread_attr_destroy(&attr);
@@ -305,8 +336,57 @@ out:
 	return r;
 }
 
+bool rs_control_pause(void)
+{
+	if (!rs_control_running() || rs_control_self())
+		return false;
+	__atomic_store_n(&pausing, 1, __ATOMIC_SEQ_CST);
+	rs_control_kick();
+	rs_lock(&lock);
+	if (joinable)
+		pthread_join(thread, NULL);
+	joinable = false;
+	__atomic_store_n(&pausing, 0, __ATOMIC_SEQ_CST);
+	rs_unlock(&lock);
+	return true;
+}
+
+void rs_control_main_exits(void)
+{
+	if (!rs_control_running())
+		return;
+	__atomic_store_n(&main_exited, 1, __ATOMIC_SEQ_CST);
+	rs_control_kick();
+}
+
+/*
+ * A process ends when its last thread does, with exit(0). Without us that would have been the
+ * program's last one: the first thread stays listed (as a zombie) until the process ends.
+ */
+static void check_last_thread(void)
+{
+	uint8_t buf[1024];
+	long fd, n, count = 0;
+
+	if (!__atomic_load_n(&main_exited, __ATOMIC_RELAXED))
+		return;
+	fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return;
+	while ((n = rs_sys3(SYS_getdents64, fd, buf, sizeof(buf))) > 0)
+		for (long at = 0; at < n; count++)
+			at += *(uint16_t *)(void *)(buf + at + 16); /* d_reclen */
+	rs_sys1(SYS_close, fd);
+	if (count <= 4) /* ".", "..", the first thread, this one */
+		exit(0);
+	rs_control_due(rs_now_ms() + 20);
+}
+
 void rs_control_forget(void)
 {
+	joinable = false;
+	pausing = 0;
+	main_exited = 0;
 	if (epfd >= 0)
 		rs_fd_close(epfd);
 	epfd = -1;

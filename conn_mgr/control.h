@@ -21,6 +21,10 @@ struct rs_source {
 /* Starts the thread if it does not run. 0 or -errno (EAGAIN, ENOMEM, EMFILE ...). */
 int rs_control_start(void);
 bool rs_control_running(void);
+/* Ends the thread, but keeps its work for the next start; false: it did not run. */
+bool rs_control_pause(void);
+/* main() has called pthread_exit(): the process must end when no other thread of its own is left. */
+void rs_control_main_exits(void);
 /* True on the control thread itself. */
 bool rs_control_self(void);
 /* Wakes the thread: it looks at new connections, claims and deadlines. */

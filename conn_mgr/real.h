@@ -80,7 +80,8 @@
 	X(int, system, (const char *))                                                            \
 	X(FILE *, popen, (const char *, const char *))                                            \
 	X(int, unshare, (int))                                                                    \
-	X(int, setns, (int, int))
+	X(int, setns, (int, int))                                                                 \
+	X(void, pthread_exit, (void *))
 
 struct rs_real {
 #define X(ret, name, params) ret(*name) params;

@@ -263,10 +263,13 @@ void rs_rendezvous_timer(uint64_t now)
 
 bool rs_rendezvous_idle(void)
 {
+	bool idle = true;
+
+	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		if (listeners[i].users)
-			return false;
-	return true;
+		idle &= !listeners[i].users;
+	rs_unlock(&lock);
+	return idle;
 }
 
 void rs_rendezvous_forget(void)

@@ -2,6 +2,7 @@
 #include "conn_mgr/wait.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/socket.h>
@@ -20,6 +21,7 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->timeo = timeo;
 	w->blocks = flags & MSG_DONTWAIT ? 0 : -1;
 	w->timed = false;
+	w->partial = false;
 	w->end = 0;
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
 }
@@ -82,6 +84,11 @@ static int sleep_on(struct rs_waiter *w, uint32_t *word, uint32_t val, bool priv
 		ts.tv_nsec = (long)(left % 1000000000u);
 		timeout = &ts;
 	}
+	if (!timeout && w->partial) {
+		/* A futex with a time-out is never restarted. */
+		ts = (struct timespec){ .tv_sec = INT32_MAX };
+		timeout = &ts;
+	}
 	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &old);
 	r = rs_futex_wait(word, val, timeout, private);
 	pthread_setcanceltype(old, NULL);
@@ -139,12 +146,36 @@ static int wait_ring(struct rs_waiter *w)
 	return sleep_on(w, &s->rx_wait, 1, false);
 }
 
+/* poll() is never restarted: for calls that a signal ends with what they have. */
+static int wait_poll(struct rs_waiter *w, short events)
+{
+	struct pollfd p = { .fd = w->fd, .events = events };
+	int ms = -1, r;
+
+	if (w->timed) {
+		uint64_t now = rs_now_ns();
+
+		if (now >= w->end)
+			return -EAGAIN;
+		ms = (int)((w->end - now + 999999) / 1000000);
+	}
+	r = rs_real.poll(&p, 1, ms);
+	if (r == 0)
+		return -EAGAIN;
+	return r < 0 ? -errno : 0;
+}
+
 /* Until the kernel socket has something: its own recv sleeps, and takes nothing. */
 static int wait_tcp(struct rs_waiter *w)
 {
 	char byte;
-	ssize_t r = rs_real.recv(w->fd, &byte, 1, MSG_PEEK);
+	ssize_t r;
 
+	if (w->partial) {
+		r = wait_poll(w, POLLIN);
+		return r < 0 ? (int)r : 0;
+	}
+	r = rs_real.recv(w->fd, &byte, 1, MSG_PEEK);
 	return r < 0 ? -errno : 0;
 }
 
@@ -210,7 +241,7 @@ int rs_wait_tx(struct rs_waiter *w, enum rs_wait how)
 	return r;
 }
 
-ssize_t rs_wait_in_send(int fd, const struct iovec *iov, size_t n, size_t done, int flags)
+ssize_t rs_wait_in_send(struct rs_waiter *w, const struct iovec *iov, size_t n, size_t done)
 {
 	struct iovec part[16];
 	struct msghdr mh = { .msg_iov = part };
@@ -226,9 +257,13 @@ ssize_t rs_wait_in_send(int fd, const struct iovec *iov, size_t n, size_t done, 
 		part[mh.msg_iovlen++].iov_len = iov[i].iov_len - done;
 		done = 0;
 	}
-	r = rs_real.sendmsg(fd, &mh, (flags & MSG_MORE) | MSG_NOSIGNAL);
-	if (r < 0)
-		r = -errno;
+	if (w->partial) {
+		r = wait_poll(w, POLLOUT);
+	} else {
+		r = rs_real.sendmsg(w->fd, &mh, (w->flags & MSG_MORE) | MSG_NOSIGNAL);
+		if (r < 0)
+			r = -errno;
+	}
 	errno = saved;
 	return r;
 }

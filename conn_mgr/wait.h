@@ -28,6 +28,7 @@ struct rs_waiter {
 	int fd, flags, timeo; /* timeo: SO_RCVTIMEO or SO_SNDTIMEO */
 	int8_t blocks; /* -1: not asked yet */
 	bool timed;
+	bool partial; /* some bytes were moved: a signal ends the call, SA_RESTART or not */
 	uint64_t end; /* ns; valid when timed */
 	uint32_t news; /* c->news when the last look began */
 };
@@ -43,7 +44,7 @@ bool rs_waiter_blocks(struct rs_waiter *w);
 int rs_wait_rx(struct rs_waiter *w, enum rs_wait how);
 int rs_wait_tx(struct rs_waiter *w, enum rs_wait how);
 /* A blocking kernel send of the rest. Bytes or -errno. */
-ssize_t rs_wait_in_send(int fd, const struct iovec *iov, size_t n, size_t done, int flags);
+ssize_t rs_wait_in_send(struct rs_waiter *w, const struct iovec *iov, size_t n, size_t done);
 /* Spins for room in the peer's ring; false: none came. */
 bool rs_spin_room(struct rs_waiter *w);
 

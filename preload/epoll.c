@@ -223,6 +223,13 @@ static void remove_item(struct rs_epoll *ep, struct item **where)
 	free(it);
 }
 
+void rs_epoll_set_fd(struct rs_epoll *ep, int epfd)
+{
+	rs_lock(&ep->lock);
+	ep->epfd = epfd;
+	rs_unlock(&ep->lock);
+}
+
 void rs_epoll_free(struct rs_epoll *ep)
 {
 	rs_lock(&ep->lock);
@@ -370,6 +377,7 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	if (!rs_conn_get(c))
 		return rs_real.epoll_ctl(epfd, op, fd, ev);
 	rs_lock(&ep->lock);
+	ep->epfd = epfd; /* a duplicate may be all that is left */
 	p = find(ep, fd, c);
 	if (op == EPOLL_CTL_ADD && !*p && c->plain) {
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
@@ -481,7 +489,7 @@ static int kernel_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, in
 		       const struct timespec *timeout, const sigset_t *mask)
 {
 	struct epoll_event buf[BATCH];
-	int ask = max + 1 < BATCH ? max + 1 : BATCH, n, out = 0;
+	int ask = max < BATCH ? max : BATCH, n, out = 0;
 
 	if (timeout && !timeout->tv_sec && !timeout->tv_nsec && !mask) {
 		n = (int)rs_sys6(SYS_epoll_pwait, epfd, (long)buf, ask, 0, 0, 8);
@@ -503,8 +511,7 @@ static int kernel_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, in
 	for (int i = 0; i < n; i++) {
 		if (ep->marked && buf[i].data.u64 == ep->tag)
 			continue;
-		if (out < max)
-			ev[out++] = buf[i];
+		ev[out++] = buf[i];
 	}
 	return out;
 }

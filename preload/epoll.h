@@ -22,6 +22,8 @@ struct rs_epoll;
 /* A new set for `epfd`; NULL: out of memory (the descriptor is then the kernel's alone). */
 struct rs_epoll *rs_epoll_new(int epfd);
 void rs_epoll_free(struct rs_epoll *ep);
+/* The descriptor it was known by is closed; this one remains. */
+void rs_epoll_set_fd(struct rs_epoll *ep, int epfd);
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev);
 /* `timeout`: NULL for ever. */
 int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "conn_mgr/control.h"
 #include "conn_mgr/real.h"
 #include "preload/files.h"
 #include "preload/process.h"
@@ -274,14 +275,20 @@ EXPORT int execle(const char *path, const char *arg, ...)
 EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *fa,
 		       const posix_spawnattr_t *at, char *const argv[], char *const envp[])
 {
-	rs_process_before_exec();
+	if (fa)
+		rs_process_before_spawn();
+	else
+		rs_process_before_exec();
 	return rs_real.posix_spawn(pid, path, fa, at, argv, envp);
 }
 
 EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *fa,
 			const posix_spawnattr_t *at, char *const argv[], char *const envp[])
 {
-	rs_process_before_exec();
+	if (fa)
+		rs_process_before_spawn();
+	else
+		rs_process_before_exec();
 	return rs_real.posix_spawnp(pid, file, fa, at, argv, envp);
 }
 
@@ -295,6 +302,39 @@ EXPORT FILE *popen(const char *command, const char *mode)
 {
 	rs_process_before_exec();
 	return rs_real.popen(command, mode);
+}
+
+/* ---- threads and name spaces ---- */
+
+EXPORT __attribute__((noreturn)) void pthread_exit(void *value)
+{
+	if (rs_sys0(SYS_gettid) == rs_sys0(SYS_getpid))
+		rs_control_main_exits();
+	rs_real.pthread_exit(value);
+	__builtin_unreachable();
+}
+
+/* The kernel refuses some of these to a process with more than one thread. */
+EXPORT int unshare(int flags)
+{
+	bool paused = rs_control_pause();
+	int r = rs_real.unshare(flags), saved = errno;
+
+	if (paused)
+		rs_control_start();
+	errno = saved;
+	return r;
+}
+
+EXPORT int setns(int fd, int type)
+{
+	bool paused = rs_control_pause();
+	int r = rs_real.setns(fd, type), saved = errno;
+
+	if (paused)
+		rs_control_start();
+	errno = saved;
+	return r;
 }
 
 /* ---- stdio on a socket ---- */

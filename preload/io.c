@@ -31,6 +31,41 @@ static ssize_t result(ssize_t r)
 	return -1;
 }
 
+/*
+ * Arguments for which the kernel has an error of its own, or (no bytes at all) a rule of its own, are
+ * left to it.
+ */
+static bool usable(const struct iovec *iov, int n)
+{
+	size_t sum = 0;
+
+	if (n <= 0 || n > IOV_MAX || (uintptr_t)iov < 4096)
+		return false;
+	for (int i = 0; i < n; i++) {
+		if (iov[i].iov_len > SSIZE_MAX || sum + iov[i].iov_len > SSIZE_MAX)
+			return false;
+		sum += iov[i].iov_len;
+	}
+	return sum != 0;
+}
+
+static bool usable_msg(const struct msghdr *m)
+{
+	if ((uintptr_t)m < 4096 || m->msg_iovlen > IOV_MAX ||
+	    (m->msg_iovlen && (uintptr_t)m->msg_iov < 4096))
+		return false;
+	for (size_t i = 0; i < m->msg_iovlen; i++)
+		if (m->msg_iov[i].iov_len > SSIZE_MAX)
+			return false;
+	return true;
+}
+
+/* The kernel looks at an address before it ignores it. */
+static bool odd_address(const struct sockaddr *addr, socklen_t len)
+{
+	return addr && ((uintptr_t)addr < 4096 || len > sizeof(struct sockaddr_storage));
+}
+
 /* NOW_PLAIN: do it in the kernel. */
 static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
 {
@@ -115,7 +150,7 @@ ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *
 
 ssize_t rsock_readv(int fd, const struct iovec *iov, int n)
 {
-	struct rs_conn *c = n > 0 && n <= IOV_MAX && iov ? rs_file_conn(fd) : NULL;
+	struct rs_conn *c = usable(iov, n) ? rs_file_conn(fd) : NULL;
 
 	if (c) {
 		ssize_t r = conn_recv(c, fd, iov, (size_t)n, 0);
@@ -130,7 +165,7 @@ ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int fla
 {
 	struct rs_conn *c = NULL;
 
-	if (off == -1 && n > 0 && n <= IOV_MAX && iov && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+	if (off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
 		c = rs_file_conn(fd);
 	if (c) {
 		ssize_t r = conn_recv(c, fd, iov, (size_t)n,
@@ -144,7 +179,7 @@ ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int fla
 
 ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
 {
-	struct rs_conn *c = msg && msg->msg_iovlen <= IOV_MAX ? rs_file_conn(fd) : NULL;
+	struct rs_conn *c = usable_msg(msg) ? rs_file_conn(fd) : NULL;
 
 	if (c) {
 		ssize_t r = conn_recv(c, fd, msg->msg_iov, msg->msg_iovlen, flags);
@@ -168,6 +203,11 @@ int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
 	uint64_t end = 0;
 	unsigned int i;
 
+	if (c && timeout &&
+	    (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)) {
+		rs_conn_put(c);
+		return (int)result(-EINVAL);
+	}
 	if (!c)
 		return rs_real.recvmmsg(fd, msgs, n, flags, timeout);
 	rs_conn_put(c);
@@ -223,7 +263,7 @@ ssize_t rsock_write(int fd, const void *buf, size_t n)
 ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
 		     socklen_t len)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = odd_address(addr, len) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { (void *)(uintptr_t)buf, n };
@@ -237,7 +277,7 @@ ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct 
 
 ssize_t rsock_writev(int fd, const struct iovec *iov, int n)
 {
-	struct rs_conn *c = n > 0 && n <= IOV_MAX && iov ? rs_file_conn(fd) : NULL;
+	struct rs_conn *c = usable(iov, n) ? rs_file_conn(fd) : NULL;
 
 	if (c) {
 		ssize_t r = conn_send(c, fd, iov, (size_t)n, 0);
@@ -252,7 +292,7 @@ ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int fl
 {
 	struct rs_conn *c = NULL;
 
-	if (off == -1 && n > 0 && n <= IOV_MAX && iov && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+	if (off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
 		c = rs_file_conn(fd);
 	if (c) {
 		ssize_t r = conn_send(c, fd, iov, (size_t)n,
@@ -291,11 +331,11 @@ ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
 	struct rs_conn *c;
 
-	if (!msg)
+	if (!usable_msg(msg))
 		return rs_real.sendmsg(fd, msg, flags);
 	if (msg->msg_controllen)
 		leave_passed(msg);
-	c = msg->msg_iovlen <= IOV_MAX ? rs_file_conn(fd) : NULL;
+	c = rs_file_conn(fd);
 	if (c && msg->msg_controllen) {
 		/* Per-message options: only the kernel knows them. */
 		rs_conn_leave(c, RS_REASON_CALL, true, 2000);

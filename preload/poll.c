@@ -17,6 +17,7 @@
 #include "conn_mgr/wait.h"
 #include "preload/epoll.h"
 #include "preload/files.h"
+#include "preload/socket.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
 #include "rsock/rsock.h"
@@ -40,6 +41,8 @@ struct set {
 
 static bool any_stream(const struct pollfd *fds, nfds_t n)
 {
+	if ((uintptr_t)fds < 4096)
+		return false; /* the kernel says EFAULT */
 	for (nfds_t i = 0; i < n; i++) {
 		uintptr_t word = fds[i].fd >= 0 ? rs_file(fds[i].fd) : 0;
 
@@ -436,8 +439,11 @@ int rsock_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 {
 	struct rs_epoll *ep = set_of(epfd);
 
-	if (ep)
+	if (ep) {
+		if (op == EPOLL_CTL_ADD)
+			rs_socket_watched(fd);
 		return rs_epoll_ctl_ep(ep, epfd, op, fd, ev);
+	}
 	if (op == EPOLL_CTL_ADD && rs_file_kind(rs_file(fd)) == RS_KIND_CONN) {
 		/* A set that we do not know (inherited, passed): the kernel must speak for it. */
 		struct rs_conn *c = rs_file_conn(fd);

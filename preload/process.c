@@ -148,6 +148,15 @@ void rs_process_before_exec(void)
 	rs_files_each(0, UINT32_MAX, leave_if_inherited, &ms);
 }
 
+void rs_process_before_spawn(void)
+{
+	enum rs_reason why = RS_REASON_EXEC;
+	uint64_t end = rs_now_ms() + LEAVE_MS;
+
+	rs_files_each(0, UINT32_MAX, start_leaving, &why);
+	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
+}
+
 void rs_process_leave_fd(int fd, enum rs_reason why)
 {
 	struct rs_conn *c = rs_file_conn(fd);

@@ -20,6 +20,8 @@ void rs_process_init(void);
 void rs_process_forked(void);
 /* Before exec or spawn: streams that the new program would inherit become plain. */
 void rs_process_before_exec(void);
+/* Before a spawn with file actions, which may hand any descriptor to the new program. */
+void rs_process_before_spawn(void);
 /* The stream behind `fd`, if any, becomes plain TCP now. */
 void rs_process_leave_fd(int fd, enum rs_reason why);
 

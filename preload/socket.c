@@ -62,6 +62,7 @@ static uint16_t local_port(int fd)
 static void forget(int fd, uintptr_t word)
 {
 	struct rs_conn *c;
+	int other;
 
 	switch (rs_file_kind(word)) {
 	case RS_KIND_LISTENER:
@@ -69,8 +70,11 @@ static void forget(int fd, uintptr_t word)
 			rs_rendezvous_close((uint16_t)(word >> 3));
 		break;
 	case RS_KIND_EPOLL:
-		if (rs_files_other(fd, word) < 0)
+		other = rs_files_other(fd, word);
+		if (other < 0)
 			rs_epoll_free(rs_file_pointer(word));
+		else
+			rs_epoll_set_fd(rs_file_pointer(word), other);
 		break;
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
@@ -161,8 +165,13 @@ static void copy_entry(int from, int to)
 {
 	uintptr_t word = rs_file(from);
 
-	if (!word || to < 0 || rs_files_foreign())
+	if (!word || to < 0)
 		return;
+	if (rs_files_foreign()) {
+		/* A vfork child: the program that it will start may use the duplicate. */
+		rs_process_leave_fd(from, RS_REASON_EXEC);
+		return;
+	}
 	if (rs_file_kind(word) == RS_KIND_CONN) {
 		struct rs_conn *c = rs_file_pointer(word);
 
@@ -333,14 +342,11 @@ static bool same_host(int fd, const struct sockaddr *addr)
 		      &((const struct sockaddr_in6 *)(const void *)addr)->sin6_addr, 16) == 0;
 }
 
-static void connected(int fd, const struct sockaddr *addr)
+static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr)
 {
 	uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
-	struct rs_conn *c = new_conn(fd, false);
 	int r;
 
-	if (!c)
-		return;
 	if (!same_host(fd, addr)) {
 		plain(c, RS_REASON_NO_ROUTE);
 		return;
@@ -358,6 +364,17 @@ static void connected(int fd, const struct sockaddr *addr)
 	rs_control_add(c, true);
 }
 
+void rs_socket_watched(int fd)
+{
+	int listening = 0;
+	socklen_t len = sizeof(listening);
+
+	if (rs_file_kind(rs_file(fd)) == RS_KIND_SOCKET && !rs_files_foreign() &&
+	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) == 0 &&
+	    !listening)
+		new_conn(fd, false);
+}
+
 int rsock_connect(int fd, const struct sockaddr *addr, socklen_t len)
 {
 	uintptr_t word = rs_file(fd);
@@ -370,11 +387,23 @@ int rsock_connect(int fd, const struct sockaddr *addr, socklen_t len)
 	r = rs_real.connect(fd, addr, len);
 	if (r != 0 && errno != EINPROGRESS && errno != EINTR)
 		return r;
+	if (rs_file_kind(word) == RS_KIND_CONN && len >= sizeof(struct sockaddr_in) &&
+	    inet(addr->sa_family) && !rs_files_foreign()) {
+		struct rs_conn *c = rs_file_pointer(word);
+		int e = errno;
+
+		if (c->claim == RS_CLAIM_NONE && !c->server && !c->plain)
+			look_for_peer(c, fd, addr);
+		errno = r == 0 ? saved : e;
+	}
 	if (rs_file_kind(word) == RS_KIND_SOCKET && len >= sizeof(struct sockaddr_in) &&
 	    inet(addr->sa_family) && !rs_files_foreign()) {
 		int e = errno;
 
-		connected(fd, addr);
+		struct rs_conn *c = new_conn(fd, false);
+
+		if (c)
+			look_for_peer(c, fd, addr);
 		errno = r == 0 ? saved : e;
 	}
 	return r;
@@ -386,6 +415,12 @@ int rsock_listen(int fd, int backlog)
 	uintptr_t word = rs_file(fd);
 	uint16_t port;
 
+	if (r == 0 && rs_file_kind(word) == RS_KIND_CONN && !rs_files_foreign()) {
+		/* Was put into an epoll set before listen(): no connection after all. */
+		plain(rs_file_pointer(word), RS_REASON_CALL);
+		errno = saved;
+		return r;
+	}
 	if (r != 0 || rs_file_kind(word) != RS_KIND_SOCKET || rs_files_foreign())
 		return r;
 	port = local_port(fd);
@@ -502,8 +537,12 @@ static bool needs_tcp(int level, int name, const void *val, socklen_t len)
 {
 	int v = 0;
 
-	if (val && len >= sizeof(v))
-		memcpy(&v, val, sizeof(v));
+	/* The value may point to nothing: the kernel will say so. */
+	if (len >= sizeof(v)) {
+		struct iovec here = { &v, sizeof(v) }, there = { (void *)(uintptr_t)val, sizeof(v) };
+
+		rs_sys6(SYS_process_vm_readv, rs_process_pid, (long)&here, 1, (long)&there, 1, 0);
+	}
 	if (level == SOL_SOCKET)
 		return ((name == SO_ZEROCOPY || name == SO_TIMESTAMP || name == SO_TIMESTAMPNS ||
 			 name == SO_TIMESTAMPING || name == SO_RXQ_OVFL) &&
@@ -518,7 +557,7 @@ static bool needs_tcp(int level, int name, const void *val, socklen_t len)
 
 int rsock_setsockopt(int fd, int level, int name, const void *val, socklen_t len)
 {
-	if ((level == SOL_SOCKET || level == IPPROTO_TCP) &&
+	if ((level == SOL_SOCKET || (level == IPPROTO_TCP && name != TCP_NODELAY)) &&
 	    rs_file_kind(rs_file(fd)) != RS_KIND_NONE && needs_tcp(level, name, val, len)) {
 		if (rs_file_kind(rs_file(fd)) == RS_KIND_SOCKET)
 			rs_file_set(fd, 0); /* before connect: never a candidate */

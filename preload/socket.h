@@ -7,5 +7,7 @@
 
 /* Somebody else (stdio) is about to close `fd`: drop what is known of it. */
 void rs_socket_forget(int fd);
+/* An unconnected TCP socket is put into an epoll set: it may be connected later. */
+void rs_socket_watched(int fd);
 
 #endif

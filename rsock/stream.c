@@ -171,8 +171,7 @@ static void try_fin(struct rs_stream *s)
 	if (s->tx != RS_TX_FAST || !s->fin_wanted)
 		return;
 	/* The kernel's FIN must never overtake a byte that the link could still lose. */
-	if (!RS_FAULT(FIN_EARLY) &&
-	    (s->cfg.ring_survives ? s->tx_post : s->tx_ack) < s->tx_off)
+	if (!RS_FAULT(FIN_EARLY) && (s->cfg.ring_survives ? s->tx_post : s->tx_ack) < s->tx_off)
 		return;
 	if (s->closing)
 		f.flags |= RS_FRAME_CLOSING;
@@ -446,8 +445,7 @@ static void rx_raw(struct rs_stream *s)
 /* DRAIN is over when the ring is read and the overlap discarded. */
 static void try_rx_raw(struct rs_stream *s)
 {
-	if (s->rx == RS_RX_DRAIN && s->rx_off >= s->rx_have && !s->rx_skip &&
-	    s->rx_end == END_TCP)
+	if (s->rx == RS_RX_DRAIN && s->rx_off >= s->rx_have && !s->rx_skip && s->rx_end == END_TCP)
 		rx_raw(s);
 }
 
@@ -785,8 +783,7 @@ static void got_enter_ok(struct rs_stream *s, uint32_t epoch)
 	}
 }
 
-void rs_stream_msg(struct rs_stream *s, uint8_t type, uint32_t epoch, uint64_t offset,
-		   uint64_t now)
+void rs_stream_msg(struct rs_stream *s, uint8_t type, uint32_t epoch, uint64_t offset, uint64_t now)
 {
 	(void)now;
 	if (!s->linked || s->gone_recv)
@@ -959,6 +956,11 @@ void rs_stream_timer(struct rs_stream *s, uint64_t now)
 		wake_rx(s);
 	}
 	if (s->t_hold && now >= s->t_hold) {
+		if (!s->fin_shut) {
+			/* Unsent bytes are lost: a FIN would hide that from who reads plain TCP. */
+			reset(s, RS_REASON_CLOSING);
+			return;
+		}
 		stop(s);
 		s->todo |= RS_DO_CLOSE;
 		return;

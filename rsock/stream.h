@@ -126,6 +126,15 @@ void rs_stream_attach(struct rs_stream *s, const uint8_t key[RS_KEY_LEN], bool s
 
 /* ---- sending ---- */
 
+/*
+ * What a shm link shows of a ring, so that the same stream can enter again and again:
+ *  - tail is tx_post (while tx_post > tx_n): bytes appended before MARK is written stay unseen, for
+ *    the receiver may still read an older epoch;
+ *  - accepted is tx_off after each append: who reads 0 from TCP takes it for the tail, once, before
+ *    rs_rx_tcp_eof(), and so gets what a killed sender had appended;
+ *  - head is rx_off, whichever path the bytes came on; a byte fits while tx_off - head < size, where
+ *    a head beyond tx_post counts as tx_post.
+ */
 enum rs_tx_plan {
 	RS_TXP_TCP, /* hand application bytes to TCP, then rs_tx_tcp() */
 	RS_TXP_RING, /* append them to the ring (or staging), then rs_tx_ring() */
@@ -178,7 +187,7 @@ size_t rs_rx_mark(struct rs_stream *s, const uint8_t *p, size_t n, bool eof, uin
 enum rs_tcp_head {
 	RS_HEAD_APP, /* application bytes: leave them */
 	RS_HEAD_MARK, /* as RS_RXP_MARK */
-	RS_HEAD_FRAME, /* read *n bytes: rs_rx_frame() */
+	RS_HEAD_FRAME, /* read *n bytes: rs_rx_frame(); after close this may be any byte */
 	RS_HEAD_SKIP, /* as RS_RXP_SKIP */
 };
 
@@ -223,7 +232,10 @@ bool rs_tx_is_raw(const struct rs_stream *s);
 bool rs_rx_is_raw(const struct rs_stream *s);
 /* Both are. */
 bool rs_stream_is_raw(const struct rs_stream *s);
-/* The peer's writes to our ring are over: ring and index may serve another stream. */
+/*
+ * The peer's writes to our ring are over: ring and index may serve another stream. With a dead shm
+ * link that never comes without GONE: its slab goes as a whole.
+ */
 bool rs_stream_may_reuse(const struct rs_stream *s);
 
 /* The earliest deadline (ms), 0: none; rs_stream_timer() is to be called then. */

@@ -41,6 +41,13 @@ static uint64_t get(struct cursor *c, size_t n)
 	return v;
 }
 
+/* Reserved bytes must be 0, so that every message has one encoding. */
+static void get_zero(struct cursor *c, size_t n)
+{
+	if (get(c, n) != 0)
+		c->bad = 1;
+}
+
 static void put_mem(struct cursor *c, const void *src, size_t n)
 {
 	uint8_t *p = take(c, n);
@@ -142,10 +149,10 @@ static void put_tuple(struct cursor *c, const struct rs_tuple *t)
 static void get_tuple(struct cursor *c, struct rs_tuple *t)
 {
 	t->family = (uint8_t)get(c, 1);
-	get(c, 1);
+	get_zero(c, 1);
 	t->client_port = (uint16_t)get(c, 2);
 	t->server_port = (uint16_t)get(c, 2);
-	get(c, 2);
+	get_zero(c, 2);
 	get_mem(c, t->client_ip, 16);
 	get_mem(c, t->server_ip, 16);
 	if (t->family != 4 && t->family != 6)
@@ -238,7 +245,7 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		get_mem(&c, m->process, sizeof(m->process));
 		m->slots = (uint32_t)get(&c, 4);
 		get_mem(&c, m->tier_shift, RS_TIERS);
-		get(&c, 1);
+		get_zero(&c, 1);
 		break;
 	case RS_MSG_CLAIM:
 		m->from = (uint32_t)get(&c, 4);
@@ -254,7 +261,7 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		m->id = (uint32_t)get(&c, 4);
 		m->code = (uint8_t)get(&c, 1);
 		m->reason = (uint8_t)get(&c, 1);
-		get(&c, 2);
+		get_zero(&c, 2);
 		get_mem(&c, m->name, RS_NAME_LEN);
 		if (m->code < RS_CLAIM_UNKNOWN || m->code > RS_CLAIM_REFUSED ||
 		    m->name[RS_NAME_LEN - 1])

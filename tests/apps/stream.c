@@ -368,6 +368,8 @@ static long send_some(struct conn *c)
 		return -1;
 	}
 	hash_add(&c->tx, p, (size_t)r);
+	if ((c->sent < c->to_send / 2 && c->sent + r >= c->to_send / 2) || c->sent + r == c->to_send)
+		look_at_path(c);
 	c->sent += r;
 	if (c->sent == c->to_send && opt.halfclose && !c->shut) {
 		look_at_path(c);

@@ -275,7 +275,8 @@ static bool recv_stream(struct world *w, int e, uint32_t k)
 static bool left_over(const struct end *x)
 {
 	return (x->s.rx == RS_RX_FAST && x->s.rx_fin_frame) ||
-	       (x->s.rx == RS_RX_DRAIN && (x->had_left || x->s.rx_end || x->s.rx_off >= x->s.rx_have)) ||
+	       (x->s.rx == RS_RX_DRAIN &&
+		(x->had_left || x->s.rx_end || x->s.rx_off >= x->s.rx_have)) ||
 	       (x->s.rx == RS_RX_ARMED && (!x->s.linked || x->s.rx_late));
 }
 

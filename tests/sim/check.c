@@ -65,6 +65,9 @@ void check_reset(struct world *w, int e)
 		return;
 	if (peer->lingering)
 		return;
+	/* Half a MARK that was given up stays unread in the closed peer's kernel. */
+	if (has(w, F_SPLITMARK) && peer->app_closed && x->got == peer->sent)
+		return;
 	/* Bytes that the dead peer has not read, whether sent before its death or after. */
 	if (!peer->alive && !verbs && w->ring[!e].head < w->ring[!e].tail) {
 		if (x->got != peer->sent)

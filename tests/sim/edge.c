@@ -25,8 +25,12 @@ uint64_t edge_tail(const struct world *w, int e)
 uint64_t edge_room(const struct world *w, int e)
 {
 	const struct rs_stream *s = &w->end[e].s;
-	uint64_t used = s->tx_off - (has(w, F_VERBS) ? s->tx_ack : w->ring[!e].head);
+	uint64_t head = w->ring[!e].head, used;
 
+	/* A lying head must not make us overwrite what we have still to keep. */
+	if (head > s->tx_post)
+		head = s->tx_post;
+	used = s->tx_off - (has(w, F_VERBS) ? s->tx_ack : head);
 	return used < w->ring_size ? w->ring_size - used : 0;
 }
 
@@ -204,7 +208,7 @@ static bool out_once(struct world *w, int e)
 
 		trace(w, "e%d out: %u of %lu..%lu", e, n, (unsigned long)o.from,
 		      (unsigned long)o.to);
-		if (o.to - o.from > w->ring_size && !has(w, F_FORGE))
+		if (o.to - o.from > w->ring_size && !(has(w, F_FORGE) && e == 1))
 			fail(w, "flush of more than the ring", "end %d", e);
 		n = min32(n, w->ring_size);
 		for (uint32_t i = 0; i < n; i++)
@@ -282,7 +286,8 @@ bool edge_mark(struct world *w, int e)
 	if (s->rx_held && s->rx_held != held)
 		cover(w, C_PREFIX_HELD);
 	edge_obey(w, e);
-	return took || s->rx != RS_RX_ARMED || s->rx_held != held || s->rx_epoch != epoch || s->dead;
+	return took || s->rx != RS_RX_ARMED || s->rx_held != held || s->rx_epoch != epoch ||
+	       s->dead;
 }
 
 uint32_t edge_skip(struct world *w, int e, uint64_t n)

@@ -60,11 +60,12 @@ bool forge(struct world *w)
 	case 0:
 	case 1:
 		trace(w, "liar: message");
-		link_send(w, 1,
-			  (struct item){ .kind = IT_MSG,
-					 .type = (uint8_t)(RS_MSG_ENTER + rnd(w, 7)),
-					 .epoch = (rnd(w, 2) ? s->rx_epoch : s->tx_epoch) + rnd(w, 3),
-					 .a = wild(w, rnd(w, 2) ? s->rx_off : s->rx_tail) });
+		link_send(
+			w, 1,
+			(struct item){ .kind = IT_MSG,
+				       .type = (uint8_t)(RS_MSG_ENTER + rnd(w, 7)),
+				       .epoch = (rnd(w, 2) ? s->rx_epoch : s->tx_epoch) + rnd(w, 3),
+				       .a = wild(w, rnd(w, 2) ? s->rx_off : s->rx_tail) });
 		break;
 	case 2:
 	case 3:

@@ -111,7 +111,7 @@ bool link_deliver(struct world *w, int to)
 {
 	static const char *const names[RS_MSG_COUNT] = {
 		[RS_MSG_ENTER] = "ENTER", [RS_MSG_ENTER_OK] = "ENTER_OK", [RS_MSG_NAK] = "NAK",
-		[RS_MSG_LEAVE] = "LEAVE", [RS_MSG_LEFT] = "LEFT", [RS_MSG_GONE] = "GONE",
+		[RS_MSG_LEAVE] = "LEAVE", [RS_MSG_LEFT] = "LEFT",	  [RS_MSG_GONE] = "GONE",
 		[RS_MSG_FIN] = "FIN",
 	};
 	struct link *l = &w->link;

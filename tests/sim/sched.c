@@ -36,8 +36,28 @@ void fail(struct world *w, const char *invariant, const char *fmt, ...)
 /* ---- the random phase ---- */
 
 enum action {
-	A_SEND, A_RECV, A_TCP, A_LINK, A_WATCH, A_OUT, A_POST, A_ACK, A_TIME, A_TIMER, A_ENTER, A_LEAVE,
-	A_NOTICE, A_ATTACH, A_SHUT, A_CLOSE, A_LINGER, A_HANDOVER, A_TAKE_OVER, A_CUT, A_KILL, A_FORGE,
+	A_SEND,
+	A_RECV,
+	A_TCP,
+	A_LINK,
+	A_WATCH,
+	A_OUT,
+	A_POST,
+	A_ACK,
+	A_TIME,
+	A_TIMER,
+	A_ENTER,
+	A_LEAVE,
+	A_NOTICE,
+	A_ATTACH,
+	A_SHUT,
+	A_CLOSE,
+	A_LINGER,
+	A_HANDOVER,
+	A_TAKE_OVER,
+	A_CUT,
+	A_KILL,
+	A_FORGE,
 	A_COUNT
 };
 
@@ -328,10 +348,10 @@ static uint32_t draw_features(struct world *w)
 {
 	/* One in ... */
 	static const uint8_t odds[FEATURE_COUNT] = {
-		[BIT_VERBS] = 2,    [BIT_SHUT] = 3,	[BIT_CLOSE] = 2,    [BIT_LINGER] = 20,
-		[BIT_LEAVE] = 2,    [BIT_HANDOVER] = 6, [BIT_CUT] = 3,	    [BIT_REATTACH] = 2,
-		[BIT_KILL] = 5,	    [BIT_FORGE] = 12,	[BIT_PREFIX] = 4,   [BIT_SLOW] = 20,
-		[BIT_PING] = 4,	    [BIT_HOLDFIRE] = 20, [BIT_SMALL] = 3,   [BIT_ONEWAY] = 6,
+		[BIT_VERBS] = 2,      [BIT_SHUT] = 3,	   [BIT_CLOSE] = 2,  [BIT_LINGER] = 20,
+		[BIT_LEAVE] = 2,      [BIT_HANDOVER] = 6,  [BIT_CUT] = 3,    [BIT_REATTACH] = 2,
+		[BIT_KILL] = 5,	      [BIT_FORGE] = 12,	   [BIT_PREFIX] = 4, [BIT_SLOW] = 20,
+		[BIT_PING] = 4,	      [BIT_HOLDFIRE] = 12, [BIT_SMALL] = 3,  [BIT_ONEWAY] = 6,
 		[BIT_SPLITMARK] = 20,
 	};
 	uint32_t features = 0;
@@ -378,7 +398,7 @@ static void setup(struct world *w, uint64_t seed, uint32_t mask)
 	cfg.ring_survives = !has(w, F_VERBS);
 	cfg.enter_ms = 10;
 	cfg.prefix_ms = has(w, F_SLOW) ? 5 : 1000000;
-	cfg.hold_ms = has(w, F_HOLDFIRE) ? 20 : 10000000;
+	cfg.hold_ms = has(w, F_HOLDFIRE) ? 1 + rnd(w, 6) : 10000000;
 	cfg.ping_ms = has(w, F_PING) ? 4 : 1000000000;
 	for (int e = 0; e < 2; e++) {
 		rs_stream_init(&w->end[e].s, &cfg);

@@ -21,23 +21,23 @@
 
 /* ---- what a schedule may contain; drawn from the seed, narrowed by --mask ---- */
 
-#define FEATURES(X)                                                                               \
-	X(VERBS, "link without a surviving ring")                                                 \
-	X(SHUT, "shutdown(WR)")                                                                   \
-	X(CLOSE, "close")                                                                         \
-	X(LINGER, "close with SO_LINGER {1,0}")                                                   \
-	X(LEAVE, "voluntary leaves")                                                              \
-	X(HANDOVER, "hand-over to another process")                                               \
-	X(CUT, "the link dies")                                                                   \
-	X(REATTACH, "a new link after that")                                                      \
-	X(KILL, "a process is killed")                                                            \
-	X(FORGE, "end 1 lies")                                                                    \
-	X(PREFIX, "application data that looks like the start of MARK")                           \
-	X(SLOW, "MARKs arrive slower than the hold time")                                         \
-	X(PING, "PINGs")                                                                          \
-	X(HOLDFIRE, "the hold of a closed socket expires")                                        \
-	X(SMALL, "small TCP buffers")                                                             \
-	X(ONEWAY, "one end never enters by itself")                                               \
+#define FEATURES(X)                                                     \
+	X(VERBS, "link without a surviving ring")                       \
+	X(SHUT, "shutdown(WR)")                                         \
+	X(CLOSE, "close")                                               \
+	X(LINGER, "close with SO_LINGER {1,0}")                         \
+	X(LEAVE, "voluntary leaves")                                    \
+	X(HANDOVER, "hand-over to another process")                     \
+	X(CUT, "the link dies")                                         \
+	X(REATTACH, "a new link after that")                            \
+	X(KILL, "a process is killed")                                  \
+	X(FORGE, "end 1 lies")                                          \
+	X(PREFIX, "application data that looks like the start of MARK") \
+	X(SLOW, "MARKs arrive slower than the hold time")               \
+	X(PING, "PINGs")                                                \
+	X(HOLDFIRE, "the hold of a closed socket expires")              \
+	X(SMALL, "small TCP buffers")                                   \
+	X(ONEWAY, "one end never enters by itself")                     \
 	X(SPLITMARK, "MARK is written in parts")
 
 enum feature_bit {
@@ -54,55 +54,55 @@ enum feature {
 
 /* ---- coverage: X(name, must not be zero, text) ---- */
 
-#define COVERS(X)                                                                                 \
-	X(ENTER, 1, "entries started")                                                            \
-	X(REENTER, 1, "entries started after a RESUME")                                           \
-	X(REENTER_FAST, 1, "MARKs written after a RESUME")                                        \
-	X(ENTER_DRAIN, 1, "entries in the drain")                                                 \
-	X(ABANDON_ARMED, 1, "entries abandoned before ENTER_OK")                                  \
-	X(ABANDON_MARK, 1, "entries abandoned with MARK unwritten")                               \
-	X(MARK_WRITTEN, 1, "MARKs written")                                                       \
-	X(MARK_READ, 1, "MARKs read")                                                             \
-	X(RX_ARMED, 1, "receivers armed")                                                         \
-	X(RX_DISARMED, 1, "armed receivers that found no MARK")                                   \
-	X(SUPERSEDED, 0, "armed receivers that got a newer ENTER")                                \
-	X(PENDED, 1, "ENTERs that waited for a RESUME")                                           \
-	X(NAK, 1, "NAKs")                                                                         \
-	X(RESUME, 1, "RESUMEs read")                                                              \
-	X(RESUME_BOTH, 1, "RESUMEs that crossed")                                                 \
-	X(SKIP, 1, "overlaps discarded")                                                          \
-	X(FIN_FRAME, 1, "FIN frames written")                                                     \
-	X(FIN_RAW, 1, "ends of the direction on TCP")                                             \
-	X(PING, 1, "PINGs written")                                                               \
-	X(ORPHAN, 1, "orphaned senders")                                                          \
-	X(HELD, 1, "closed sockets held")                                                         \
-	X(HOLD_EXPIRED, 1, "holds that expired")                                                  \
-	X(PREFIX_HELD, 1, "prefixes of MARK held")                                                \
-	X(PREFIX_LATE, 1, "prefixes handed on after the hold")                                    \
-	X(MARK_LATE, 1, "MARKs completed after that")                                             \
-	X(CLOSE_UNREAD, 1, "closes with unread bytes")                                            \
-	X(DATA_TO_CLOSED, 1, "bytes that reached a closed socket")                                \
-	X(CUT_RAW, 1, "link deaths seen in tx RAW")                                               \
-	X(CUT_ARMED, 1, "link deaths seen in tx ARMED")                                           \
-	X(CUT_MARK, 1, "link deaths seen in tx MARK")                                             \
-	X(CUT_FAST, 1, "link deaths seen in tx FAST")                                             \
-	X(CUT_DONE, 1, "link deaths seen in tx DONE")                                             \
-	X(LOST_POSTED, 1, "posted bytes lost by a link death")                                    \
-	X(NEW_LINK, 1, "new links")                                                               \
-	X(KILL_RAW, 1, "kills in tx RAW")                                                         \
-	X(KILL_ARMED, 1, "kills in tx ARMED")                                                     \
-	X(KILL_MARK, 1, "kills in tx MARK")                                                       \
-	X(KILL_FAST, 1, "kills in tx FAST")                                                       \
-	X(KILL_DONE, 1, "kills in tx DONE")                                                       \
-	X(KILL_RING, 1, "dead senders' bytes read from the ring")                                 \
-	X(KILL_CUT, 1, "bytes lost with a killed sender, and told")                               \
-	X(HANDOVER, 1, "hand-overs asked for")                                                    \
-	X(HANDED_UNREAD, 1, "hand-overs with unread ring bytes")                                  \
-	X(HANDED, 1, "hand-overs completed")                                                      \
-	X(PLAIN_READ, 1, "bytes read after a hand-over")                                          \
-	X(VIOLATION, 1, "lies that were noticed")                                                 \
-	X(REUSABLE, 1, "rings given back")                                                        \
-	X(EOF, 1, "ends of file delivered")                                                       \
+#define COVERS(X)                                                   \
+	X(ENTER, 1, "entries started")                              \
+	X(REENTER, 1, "entries started after a RESUME")             \
+	X(REENTER_FAST, 1, "MARKs written after a RESUME")          \
+	X(ENTER_DRAIN, 1, "entries in the drain")                   \
+	X(ABANDON_ARMED, 1, "entries abandoned before ENTER_OK")    \
+	X(ABANDON_MARK, 1, "entries abandoned with MARK unwritten") \
+	X(MARK_WRITTEN, 1, "MARKs written")                         \
+	X(MARK_READ, 1, "MARKs read")                               \
+	X(RX_ARMED, 1, "receivers armed")                           \
+	X(RX_DISARMED, 1, "armed receivers that found no MARK")     \
+	X(SUPERSEDED, 0, "armed receivers that got a newer ENTER")  \
+	X(PENDED, 1, "ENTERs that waited for a RESUME")             \
+	X(NAK, 1, "NAKs")                                           \
+	X(RESUME, 1, "RESUMEs read")                                \
+	X(RESUME_BOTH, 1, "RESUMEs that crossed")                   \
+	X(SKIP, 1, "overlaps discarded")                            \
+	X(FIN_FRAME, 1, "FIN frames written")                       \
+	X(FIN_RAW, 1, "ends of the direction on TCP")               \
+	X(PING, 1, "PINGs written")                                 \
+	X(ORPHAN, 1, "orphaned senders")                            \
+	X(HELD, 1, "closed sockets held")                           \
+	X(HOLD_EXPIRED, 1, "holds that expired")                    \
+	X(PREFIX_HELD, 1, "prefixes of MARK held")                  \
+	X(PREFIX_LATE, 1, "prefixes handed on after the hold")      \
+	X(MARK_LATE, 1, "MARKs completed after that")               \
+	X(CLOSE_UNREAD, 1, "closes with unread bytes")              \
+	X(DATA_TO_CLOSED, 1, "bytes that reached a closed socket")  \
+	X(CUT_RAW, 1, "link deaths seen in tx RAW")                 \
+	X(CUT_ARMED, 1, "link deaths seen in tx ARMED")             \
+	X(CUT_MARK, 1, "link deaths seen in tx MARK")               \
+	X(CUT_FAST, 1, "link deaths seen in tx FAST")               \
+	X(CUT_DONE, 1, "link deaths seen in tx DONE")               \
+	X(LOST_POSTED, 1, "posted bytes lost by a link death")      \
+	X(NEW_LINK, 1, "new links")                                 \
+	X(KILL_RAW, 1, "kills in tx RAW")                           \
+	X(KILL_ARMED, 1, "kills in tx ARMED")                       \
+	X(KILL_MARK, 1, "kills in tx MARK")                         \
+	X(KILL_FAST, 1, "kills in tx FAST")                         \
+	X(KILL_DONE, 1, "kills in tx DONE")                         \
+	X(KILL_RING, 1, "dead senders' bytes read from the ring")   \
+	X(KILL_CUT, 1, "bytes lost with a killed sender, and told") \
+	X(HANDOVER, 1, "hand-overs asked for")                      \
+	X(HANDED_UNREAD, 1, "hand-overs with unread ring bytes")    \
+	X(HANDED, 1, "hand-overs completed")                        \
+	X(PLAIN_READ, 1, "bytes read after a hand-over")            \
+	X(VIOLATION, 1, "lies that were noticed")                   \
+	X(REUSABLE, 1, "rings given back")                          \
+	X(EOF, 1, "ends of file delivered")                         \
 	X(RESET, 1, "ECONNRESETs delivered")
 
 enum cover {
@@ -252,10 +252,10 @@ static inline uint8_t app_byte(int dir, uint64_t offset)
 	return (uint8_t)(((uint32_t)offset * 0x9e3779b1u + (uint32_t)dir * 0x85ebca6bu) >> 23);
 }
 
-#define trace(w, ...)                                                                             \
-	do {                                                                                      \
-		if (__builtin_expect((w)->verbose, 0))                                            \
-			trace_line(w, __VA_ARGS__);                                               \
+#define trace(w, ...)                                  \
+	do {                                           \
+		if (__builtin_expect((w)->verbose, 0)) \
+			trace_line(w, __VA_ARGS__);    \
 	} while (0)
 void trace_line(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void fail(struct world *w, const char *invariant, const char *fmt, ...)

@@ -83,7 +83,8 @@ void tcp_write_ctl(struct world *w, int e, const uint8_t *p, uint32_t n, bool ma
 		if (d->fin || d->grammar == G_FIN)
 			fail(w, "control byte after FIN", "end %d", e);
 		if (!d->unit_len && mark != (d->grammar == G_RAW))
-			fail(w, mark ? "MARK inside MARK ... RESUME" : "frame outside MARK ... RESUME",
+			fail(w,
+			     mark ? "MARK inside MARK ... RESUME" : "frame outside MARK ... RESUME",
 			     "end %d", e);
 		if (w->sock[!e].closed && !w->sock[!e].killed && !w->dir[!e].rst &&
 		    !w->end[!e].lingering)

@@ -67,6 +67,9 @@ struct rs_conn {
 	uint32_t nfds; /* descriptors that the program has for it */
 	int fd; /* a descriptor of the kernel socket; changes under the lock */
 	int err; /* pending socket error (errno value) that the kernel does not know of */
+	/* What the kernel knows about blocking, cached; rs_conn_modes_changed() drops it. */
+	bool modes_known, nonblock;
+	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none */
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
 	struct rs_stream sm;
 	struct rs_chan ch;
@@ -132,6 +135,8 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how);
  * does next. If the peer may still write control bytes, the connection keeps a duplicate of its own.
  */
 void rs_conn_close(struct rs_conn *c, int fd);
+/* O_NONBLOCK or a socket time-out was, or may have been, changed. */
+void rs_conn_modes_changed(struct rs_conn *c);
 /* Takes a pending error (SO_ERROR); 0: ask the kernel. */
 int rs_conn_take_error(struct rs_conn *c);
 

@@ -26,19 +26,40 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
 }
 
+static uint64_t timeout_of(int fd, int name)
+{
+	struct timeval tv = { 0, 0 };
+	socklen_t len = sizeof(tv);
+
+	if (rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, name, &tv, &len) != 0)
+		return 0;
+	return (uint64_t)tv.tv_sec * 1000000000u + (uint64_t)tv.tv_usec * 1000u;
+}
+
+void rs_conn_modes_changed(struct rs_conn *c)
+{
+	__atomic_store_n(&c->modes_known, false, __ATOMIC_RELEASE);
+}
+
 bool rs_waiter_blocks(struct rs_waiter *w)
 {
 	if (w->blocks < 0) {
-		struct timeval tv = { 0, 0 };
-		socklen_t len = sizeof(tv);
-		long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
+		struct rs_conn *c = w->c;
+		uint64_t timeo;
 
-		w->blocks = fl >= 0 && !(fl & O_NONBLOCK);
-		if (w->blocks && rs_sys5(SYS_getsockopt, w->fd, SOL_SOCKET, w->timeo, &tv, &len) == 0 &&
-		    (tv.tv_sec || tv.tv_usec)) {
+		if (!__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE)) {
+			long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
+
+			c->rcv_timeo = timeout_of(w->fd, SO_RCVTIMEO);
+			c->snd_timeo = timeout_of(w->fd, SO_SNDTIMEO);
+			c->nonblock = fl < 0 || fl & O_NONBLOCK;
+			__atomic_store_n(&c->modes_known, true, __ATOMIC_RELEASE);
+		}
+		w->blocks = !c->nonblock;
+		timeo = w->timeo == SO_RCVTIMEO ? c->rcv_timeo : c->snd_timeo;
+		if (w->blocks && timeo) {
 			w->timed = true;
-			w->end = rs_now_ns() + (uint64_t)tv.tv_sec * 1000000000u +
-				 (uint64_t)tv.tv_usec * 1000u;
+			w->end = rs_now_ns() + timeo;
 		}
 	}
 	return w->blocks;
@@ -54,17 +75,12 @@ uint32_t rs_spin_us(const struct rs_conn *c)
 	return __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 }
 
-void rs_spin_paid(struct rs_conn *c, bool paid)
+uint32_t rs_spin_next(uint32_t spin, uint64_t ticks)
 {
-	uint32_t s = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
-
-	if (paid && s >= rs_config.spin_us)
-		return;
-	if (paid)
-		s = s * 2 + 2 < rs_config.spin_us ? s * 2 + 2 : rs_config.spin_us;
-	else
-		s = s / 2 > 1 ? s / 2 : 1; /* a short look remains, so that spinning can pay again */
-	__atomic_store_n(&c->spin, s, __ATOMIC_RELAXED);
+	/* Twice: when both ends sleep, each waits for the other's wake-up as well. */
+	if (ticks < 2 * rs_config.spin_us * rs_ticks_per_us())
+		return spin * 4 + 2 < rs_config.spin_us ? spin * 4 + 2 : rs_config.spin_us;
+	return spin / 2 > 1 ? spin / 2 : 1;
 }
 
 /* Sleeps on a futex as a cancellation point. 0, -EAGAIN (time-out), -EINTR. */
@@ -123,27 +139,29 @@ static int wait_ring(struct rs_waiter *w)
 	struct rs_conn *c = w->c;
 	struct rs_shm_slot *s = c->ch.mine;
 	uint32_t spin = rs_spin_us(c);
+	uint64_t start = rs_ticks();
+	int r;
 
 	if (spin) {
-		uint64_t end = rs_ticks() + spin * rs_ticks_per_us();
+		uint64_t end = start + spin * rs_ticks_per_us();
 
 		do {
 			for (int i = 0; i < 8; i++) {
-				if (ring_has(c)) {
-					rs_spin_paid(c, true);
+				if (ring_has(c))
 					return 0;
-				}
 				rs_cpu_relax();
 			}
 			if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
 				return 0;
 		} while (rs_ticks() < end);
-		rs_spin_paid(c, false);
 	}
 	__atomic_store_n(&s->rx_wait, 1, __ATOMIC_SEQ_CST);
 	if (ring_has(c) || __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
 		return 0;
-	return sleep_on(w, &s->rx_wait, 1, false);
+	r = sleep_on(w, &s->rx_wait, 1, false);
+	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
+	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start), __ATOMIC_RELAXED);
+	return r;
 }
 
 /* poll() is never restarted: for calls that a signal ends with what they have. */

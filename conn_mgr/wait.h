@@ -48,8 +48,12 @@ ssize_t rs_wait_in_send(struct rs_waiter *w, const struct iovec *iov, size_t n, 
 /* Spins for room in the peer's ring; false: none came. */
 bool rs_spin_room(struct rs_waiter *w);
 
-/* How long (us) a wait on `c` should spin now, and what came of it. */
+/* How long (us) a wait on `c` should spin now; 0 when its peer runs on this CPU. */
 uint32_t rs_spin_us(const struct rs_conn *c);
-void rs_spin_paid(struct rs_conn *c, bool paid);
+/*
+ * The next spin (us) after a wait that took `ticks` in all, spinning and sleeping: long while waits
+ * are short enough that spinning would have caught them, next to nothing when they are not.
+ */
+uint32_t rs_spin_next(uint32_t spin, uint64_t ticks);
 
 #endif

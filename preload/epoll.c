@@ -12,6 +12,7 @@
 #include "conn_mgr/conn.h"
 #include "conn_mgr/peer.h"
 #include "conn_mgr/real.h"
+#include "conn_mgr/wait.h"
 #include "preload/files.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
@@ -567,7 +568,7 @@ static bool any_news(const struct rs_epoll *ep)
 
 static bool spin(struct rs_epoll *ep, const struct timespec *left)
 {
-	uint32_t us = __atomic_load_n(&ep->spin, __ATOMIC_RELAXED), step;
+	uint32_t us = __atomic_load_n(&ep->spin, __ATOMIC_RELAXED);
 	uint64_t end;
 
 	if (!rs_config.spin_us || !ep->bell || !ep->marked)
@@ -579,15 +580,11 @@ static bool spin(struct rs_epoll *ep, const struct timespec *left)
 	end = rs_ticks() + us * rs_ticks_per_us();
 	do {
 		for (int i = 0; i < 8; i++) {
-			if (any_news(ep)) {
-				step = ep->spin * 2 + 2;
-				ep->spin = step < rs_config.spin_us ? step : rs_config.spin_us;
+			if (any_news(ep))
 				return true;
-			}
 			rs_cpu_relax();
 		}
 	} while (rs_ticks() < end);
-	ep->spin = ep->spin / 2 > 1 ? ep->spin / 2 : 1;
 	return false;
 }
 
@@ -597,7 +594,7 @@ int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int 
 	static const struct timespec zero;
 	const bool poll_only = timeout && !timeout->tv_sec && !timeout->tv_nsec;
 	struct timespec left;
-	uint64_t end = 0;
+	uint64_t end = 0, start;
 	int n, k;
 
 	if (!ep->items || max <= 0 || !ev) {
@@ -637,6 +634,7 @@ int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int 
 			left.tv_sec = (time_t)(now / 1000000000u);
 			left.tv_nsec = (long)(now % 1000000000u);
 		}
+		start = rs_ticks();
 		if (spin(ep, timeout ? &left : NULL))
 			continue;
 		if (rs_epoll_asleep(ep, true) || __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST)) {
@@ -644,6 +642,7 @@ int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int 
 		} else {
 			k = kernel_wait(ep, epfd, ev, max, timeout ? &left : NULL, mask);
 		}
+		ep->spin = rs_spin_next(ep->spin, rs_ticks() - start);
 		/* If others sleep on, and there is more than we take, they must hear of it. */
 		if (rs_epoll_asleep(ep, false) && ep->sleepers)
 			rs_bell_ring(1u << ep->bell);

@@ -130,9 +130,10 @@ static void arm(struct set *s, uint32_t bell, bool on)
 	}
 }
 
+static __thread uint32_t budget __attribute__((tls_model("initial-exec"))) = UINT32_MAX;
+
 static bool spin(struct set *s, uint64_t end_ns)
 {
-	static __thread uint32_t budget __attribute__((tls_model("initial-exec"))) = UINT32_MAX;
 	uint64_t end;
 	bool streams = false;
 
@@ -152,13 +153,11 @@ static bool spin(struct set *s, uint64_t end_ns)
 			if (s->t[i].c &&
 			    rs_conn_poll(s->t[i].c, (uint32_t)(unsigned short)s->fds[i].events,
 					 &ask)) {
-				budget = budget * 2 + 2;
 				return true;
 			}
 		}
 		rs_cpu_relax();
 	} while (rs_ticks() < end && (!end_ns || rs_now_ns() < end_ns));
-	budget = budget / 2 > 1 ? budget / 2 : 1;
 	return false;
 }
 
@@ -190,6 +189,7 @@ static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const 
 static int wait_set(struct set *s, const struct timespec *timeout, const sigset_t *mask)
 {
 	uint64_t end = 0;
+	uint64_t start;
 	bool first = true;
 
 	if (timeout)
@@ -213,9 +213,11 @@ static int wait_set(struct set *s, const struct timespec *timeout, const sigset_
 			left.tv_nsec = (long)(now % 1000000000u);
 		}
 		first = false;
+		start = rs_ticks();
 		if (!mask && spin(s, timeout ? end : 0))
 			continue;
 		r = sleep_in_kernel(s, timeout ? &left : NULL, mask);
+		budget = rs_spin_next(budget, rs_ticks() - start);
 		if (r < 0) {
 			look(s);
 			return merge(s) && r == -EINTR && ask_kernel(s) > 0 ? ask_kernel(s) : r;

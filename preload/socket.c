@@ -237,6 +237,16 @@ int rsock_dup3(int fd, int to, int flags)
 	return r;
 }
 
+static void modes_changed(int fd)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (!c)
+		return;
+	rs_conn_modes_changed(c);
+	rs_conn_put(c);
+}
+
 int rsock_fcntl(int fd, int cmd, unsigned long arg)
 {
 	int r;
@@ -245,6 +255,8 @@ int rsock_fcntl(int fd, int cmd, unsigned long arg)
 	    (cmd == F_SETFL && arg & O_ASYNC))
 		rs_process_leave_fd(fd, RS_REASON_OPTION);
 	r = rs_real.fcntl(fd, cmd, arg);
+	if (cmd == F_SETFL)
+		modes_changed(fd);
 	if (r >= 0 && (cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC))
 		copy_entry(fd, r);
 	return r;
@@ -263,9 +275,15 @@ int rsock_ioctl(int fd, unsigned long request, void *arg)
 		n = rs_conn_unsent(c);
 	else if (request == FIOASYNC || request == FIOSETOWN || request == SIOCSPGRP)
 		rs_conn_leave(c, RS_REASON_OPTION, true, 2000);
+	if (n < 0) {
+		int r = rs_real.ioctl(fd, request, arg);
+
+		if (request == FIONBIO)
+			rs_conn_modes_changed(c);
+		rs_conn_put(c);
+		return r;
+	}
 	rs_conn_put(c);
-	if (n < 0)
-		return rs_real.ioctl(fd, request, arg);
 	*(int *)arg = (int)n;
 	return 0;
 }
@@ -564,7 +582,13 @@ int rsock_setsockopt(int fd, int level, int name, const void *val, socklen_t len
 		else
 			rs_process_leave_fd(fd, RS_REASON_OPTION);
 	}
-	return rs_real.setsockopt(fd, level, name, val, len);
+	{
+		int r = rs_real.setsockopt(fd, level, name, val, len);
+
+		if (level == SOL_SOCKET)
+			modes_changed(fd); /* perhaps a time-out */
+		return r;
+	}
 }
 
 /* ---- paths ---- */

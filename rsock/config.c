@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 #include "rsock/config.h"
 
-#include <sched.h>
 #include <stdlib.h>
 
 #include "rsock/log.h"
 
-struct rs_config rs_config = { .spin_us = 50, .window_ms = 2000, .enter_ms = 250, .cpus = 1 };
+struct rs_config rs_config = { .spin_us = 50, .window_ms = 2000, .enter_ms = 250 };
 
 static void number(const char *name, uint32_t max, uint32_t *out)
 {
@@ -30,7 +29,6 @@ void rs_config_load(void)
 {
 	static bool loaded;
 	uint32_t off = 0;
-	cpu_set_t set;
 
 	if (loaded)
 		return;
@@ -41,8 +39,4 @@ void rs_config_load(void)
 	number("RSOCK_SPIN_US", 100000, &rs_config.spin_us);
 	number("RSOCK_WINDOW_MS", 600000, &rs_config.window_ms);
 	number("RSOCK_ENTER_MS", 60000, &rs_config.enter_ms);
-	if (sched_getaffinity(0, sizeof(set), &set) == 0)
-		rs_config.cpus = (uint32_t)CPU_COUNT(&set);
-	if (rs_config.cpus < 2)
-		rs_config.spin_us = 0; /* the peer needs this CPU */
 }

@@ -15,7 +15,6 @@ struct rs_config {
 	uint32_t spin_us; /* RSOCK_SPIN_US: longest spin before a wait sleeps; 0: never spin */
 	uint32_t window_ms; /* RSOCK_WINDOW_MS: how long an accepted connection may be claimed */
 	uint32_t enter_ms; /* RSOCK_ENTER_MS: an unanswered entry is abandoned after this */
-	uint32_t cpus; /* CPUs this process may run on when it started */
 };
 
 extern struct rs_config rs_config;

@@ -270,6 +270,31 @@ static void abort_tcp(struct rs_conn *c)
 	}
 }
 
+static void send_messages(struct rs_conn *c)
+{
+	uint8_t n = c->sm.nmsgs;
+
+	c->sm.nmsgs = 0;
+	for (uint8_t i = 0; i < n; i++) {
+		struct rs_msg_small m = c->sm.msgs[i];
+
+		if (m.type == RS_MSG_FIN) {
+			rs_chan_tx_fin(&c->ch, m.offset);
+			continue;
+		}
+		if (m.type == RS_MSG_ENTER_OK)
+			rs_chan_rx_begin(&c->ch, m.offset);
+		rs_peer_send(c, m.type, m.epoch, m.offset);
+	}
+}
+
+static void detach(struct rs_conn *c)
+{
+	rs_stream_gone(&c->sm);
+	send_messages(c);
+	rs_peer_detach(c);
+}
+
 /* Obeys the state machine. Call before every unlock. */
 static void settle(struct rs_conn *c)
 {
@@ -278,22 +303,10 @@ static void settle(struct rs_conn *c)
 
 	for (;;) {
 		uint32_t todo = rs_stream_todo(&c->sm);
-		uint8_t n = c->sm.nmsgs;
 
-		if (!todo && !n)
+		if (!todo && !c->sm.nmsgs)
 			break;
-		c->sm.nmsgs = 0;
-		for (uint8_t i = 0; i < n; i++) {
-			struct rs_msg_small m = c->sm.msgs[i];
-
-			if (m.type == RS_MSG_FIN) {
-				rs_chan_tx_fin(&c->ch, m.offset);
-				continue;
-			}
-			if (m.type == RS_MSG_ENTER_OK)
-				rs_chan_rx_begin(&c->ch, m.offset);
-			rs_peer_send(c, m.type, m.epoch, m.offset);
-		}
+		send_messages(c);
 		if (todo & RS_DO_RESET)
 			abort_tcp(c);
 		if (todo & RS_DO_OUT)
@@ -311,12 +324,12 @@ static void settle(struct rs_conn *c)
 	if (c->bound && c->sm.why && c->reason != c->sm.why && c->sm.refuse)
 		c->reason = c->sm.why;
 	if (c->bound && c->sm.refuse && !c->closed && !c->reset && rs_stream_is_raw(&c->sm)) {
-		rs_peer_detach(c);
+		detach(c);
 		become_plain(c);
 		return;
 	}
 	if (c->bound && c->closed && c->sm.dead)
-		rs_peer_detach(c);
+		detach(c);
 	show_paths(c);
 	due = rs_conn_deadline(c);
 	if (due)
@@ -330,6 +343,20 @@ static void unlock(struct rs_conn *c)
 	if (c->sm.todo | c->sm.nmsgs)
 		settle(c);
 	rs_unlock(&c->lock);
+}
+
+/*
+ * End of file on TCP before or without MARK. What a sender that died had put into the ring, for an
+ * entry that never came about or to bring back over TCP, is there still.
+ */
+static void tcp_ended(struct rs_conn *c)
+{
+	uint64_t tail = rs_chan_rx_survived(&c->ch, c->sm.rx_off);
+
+	if (tail > c->sm.rx_off)
+		rs_chan_rx_begin(&c->ch, c->sm.rx_off);
+	rs_rx_landed(&c->sm, tail);
+	rs_rx_tcp_eof(&c->sm, rs_chan_tx_head(&c->ch) < c->ch.tail);
 }
 
 /* Takes control data off the head of TCP, as far as there is any. */
@@ -364,8 +391,7 @@ static void take_control(struct rs_conn *c)
 				return;
 			sync_acks(c);
 			if (r == 0) {
-				rs_rx_landed(&c->sm, rs_chan_rx_tail(&c->ch));
-				rs_rx_tcp_eof(&c->sm, rs_chan_tx_head(&c->ch) < c->ch.tail);
+				tcp_ended(c);
 				return;
 			}
 			if (!rs_rx_mark(&c->sm, buf, (size_t)r, false, rs_now_ms())) {
@@ -706,12 +732,9 @@ again:
 			*eof = true;
 		if (r == 0 && want) {
 			if (c->bound) {
-				rs_rx_landed(&c->sm, rs_chan_rx_tail(&c->ch));
-				rs_rx_tcp_eof(&c->sm, rs_chan_tx_head(&c->ch) < c->ch.tail);
-				if (c->sm.rx == RS_RX_DRAIN) {
-					rs_chan_rx_begin(&c->ch, c->sm.rx_off);
+				tcp_ended(c);
+				if (c->sm.rx == RS_RX_DRAIN)
 					goto again;
-				}
 			}
 			*eof = true;
 		}

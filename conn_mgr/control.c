@@ -297,6 +297,8 @@ int rs_control_start(void)
 
 	if (rs_control_running())
 		return 0;
+	if (!rs_fd_room())
+		return -EMFILE;
 	rs_lock(&lock);
 	if (running)
 		goto out;

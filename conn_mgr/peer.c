@@ -221,10 +221,6 @@ void rs_peer_detach(struct rs_conn *c)
 
 	if (!l || !c->bound)
 		return;
-	if (!c->sm.gone_sent) {
-		c->sm.gone_sent = true;
-		rs_peer_send(c, RS_MSG_GONE, 0, 0);
-	}
 	rs_lock(&l->lock);
 	if (l->slot[c->id].conn == c) {
 		l->slot[c->id].conn = NULL;

@@ -366,6 +366,15 @@ uint64_t rs_chan_rx_tail(struct rs_chan *c)
 	return tail;
 }
 
+uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off)
+{
+	uint64_t tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
+
+	if (tail < off || tail - off > TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2))
+		return off;
+	return tail;
+}
+
 void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len)
 {
 	uint64_t saved = c->head, end = at + len;

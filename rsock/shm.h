@@ -136,6 +136,8 @@ void rs_chan_rx_begin(struct rs_chan *c, uint64_t n);
 /* The published tail, checked; sets rx_bad and returns the head when it is nonsense. */
 uint64_t rs_chan_rx_tail(struct rs_chan *c);
 void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len);
+/* The end of what the ring holds behind offset `off`, wherever reading was; `off`: nothing. */
+uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off);
 /* Publishes the head and wakes the peer's senders. */
 void rs_chan_rx_consume(struct rs_chan *c, uint64_t head);
 /* The peer's hint of its final offset. */

@@ -29,6 +29,8 @@ static bool open_segment(void)
 
 	if (head)
 		return true;
+	if (!rs_fd_room())
+		return false;
 	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &rl) == 0 && rl.rlim_cur < SIZE)
 		return false;
 	fd = rs_sys2(SYS_memfd_create, RS_STATS_MEMFD, MFD_CLOEXEC);

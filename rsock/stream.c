@@ -22,7 +22,7 @@ static void msg(struct rs_stream *s, uint8_t type, uint32_t epoch, uint64_t offs
 	s->msgs[s->nmsgs++] = (struct rs_msg_small){ type, epoch, offset };
 }
 
-static void gone(struct rs_stream *s)
+void rs_stream_gone(struct rs_stream *s)
 {
 	msg(s, RS_MSG_GONE, s->tx_epoch, s->tx_ctl);
 	s->gone_sent = true;
@@ -41,7 +41,7 @@ static void stop(struct rs_stream *s)
 	s->t_prefix = 0;
 	s->t_hold = 0;
 	s->t_ping = 0;
-	gone(s);
+	rs_stream_gone(s);
 }
 
 static void reset(struct rs_stream *s, uint8_t why)
@@ -576,7 +576,7 @@ static void frame_fin(struct rs_stream *s, const struct rs_frame *f)
 	if (f->flags & RS_FRAME_CLOSING) {
 		s->why = RS_REASON_PEER_CLOSED;
 		tx_orphan(s);
-		gone(s);
+		rs_stream_gone(s);
 	}
 }
 
@@ -603,7 +603,7 @@ static void frame_resume(struct rs_stream *s, const struct rs_frame *f)
 	if (f->flags & RS_FRAME_CLOSING) {
 		s->why = RS_REASON_PEER_CLOSED;
 		tx_orphan(s);
-		gone(s);
+		rs_stream_gone(s);
 		return;
 	}
 	rs_stream_leave(s, RS_REASON_PEER_LEFT, s->handover);

@@ -220,6 +220,8 @@ void rs_stream_link_dead(struct rs_stream *s, uint8_t why);
 void rs_stream_shutdown_wr(struct rs_stream *s, uint64_t now);
 /* close() of the last descriptor. `unread`: TCP or ring hold bytes that were not read. */
 void rs_stream_close(struct rs_stream *s, bool unread, uint64_t now);
+/* The stream needs the link no more: says GONE, once. */
+void rs_stream_gone(struct rs_stream *s);
 /* The link peer broke the protocol. */
 void rs_stream_violation(struct rs_stream *s);
 

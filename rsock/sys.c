@@ -65,20 +65,53 @@ void rs_fd_close(int fd)
 	rs_sys1(SYS_close, fd);
 }
 
-int rs_fd_hide(int fd)
+/*
+ * Where private descriptors live. A limit on descriptors is one on their numbers: those above the
+ * soft limit take nothing away from the program. With a large limit, numbers from 1024 on are out of
+ * the way of select() and of loops that close all small ones.
+ */
+static long high_base(struct rlimit *rl, bool *raise)
+{
+	*raise = false;
+	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, rl) != 0)
+		return -1;
+	if (rl->rlim_cur > 4096)
+		return 1024;
+	*raise = rl->rlim_max > rl->rlim_cur;
+	if (*raise)
+		return (long)rl->rlim_cur;
+	return (long)(rl->rlim_cur - rl->rlim_cur / 4);
+}
+
+bool rs_fd_room(void)
 {
 	struct rlimit rl;
-	long high = -1, base;
+
+	return rs_sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &rl) == 0 &&
+	       (rl.rlim_max > rl.rlim_cur || rl.rlim_cur >= 512);
+}
+
+int rs_fd_hide(int fd)
+{
+	struct rlimit rl, more;
+	bool raise;
+	long high, base;
 
 	if (fd < 0)
 		return fd;
-	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &rl) != 0) {
+	base = high_base(&rl, &raise);
+	if (base < 0) {
 		mark(fd, true);
 		return fd;
 	}
-	base = rl.rlim_cur > 65536 ? 65536 : (long)rl.rlim_cur;
-	/* The upper quarter: out of the way of select() and of loops that count on small ones. */
-	high = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base - base / 4);
+	if (raise) {
+		more = rl;
+		more.rlim_cur = rl.rlim_max < rl.rlim_cur + 4096 ? rl.rlim_max : rl.rlim_cur + 4096;
+		rs_sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, &more, NULL);
+	}
+	high = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base);
+	if (raise)
+		rs_sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, &rl, NULL);
 	if (high < 0) {
 		mark(fd, true);
 		return fd;

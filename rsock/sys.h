@@ -101,6 +101,8 @@ uint64_t rs_ticks_per_us(void);
 
 /* Moves `fd` to a high number (CLOEXEC) where programs do not look; returns it, or `fd` itself. */
 int rs_fd_hide(int fd);
+/* Whether private descriptors can be had without taking numbers that the program needs. */
+bool rs_fd_room(void);
 /* Whether rs_fd_hide() gave that number and it is still open. */
 bool rs_fd_private(int fd);
 /* Closes a private descriptor. */

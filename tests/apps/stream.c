@@ -6,7 +6,8 @@
  *		[--first client|server|both] [--halfclose] [--seed N] [--send HOW] [--recv HOW]
  *		[--nonblock] [--chunk N] [--warm] [--hold] [--one-way client|server]
  *
- * The server prints "PORT n" when it listens. Every direction of every connection carries its own
+ * The server prints "PORT n" when it listens, both print UP when the first connection (blocking, threads)
+ * or all of them (otherwise) are there. Every direction of every connection carries its own
  * pattern; each end checks every byte that comes in, that nothing comes after the last one, and prints
  * one line of JSON at its end: counts, hashes of what it sent and received (the other end's must be the
  * same), errors, and, when the rsock preload is there, which paths the connections were on.
@@ -590,6 +591,10 @@ static void loop_epoll(struct conn *c, long n)
 	long left = n;
 	struct epoll_event e[64];
 
+	if (ep < 0) {
+		trouble(errno, "epoll_create");
+		return;
+	}
 	for (long i = 0; i < n; i++) {
 		e[0].events = c[i].armed = wanted(&c[i]);
 		e[0].data.ptr = &c[i];
@@ -605,6 +610,10 @@ static void loop_epoll(struct conn *c, long n)
 		int k = epoll_wait(ep, e, 64, -1);
 		bool free_all = false;
 
+		if (k < 0 && errno != EINTR) {
+			trouble(errno, "epoll_wait");
+			return;
+		}
 		for (int i = 0; i < k; i++) {
 			struct conn *x = e[i].data.ptr;
 
@@ -655,8 +664,12 @@ static void loop_poll(struct conn *c, long n)
 			break;
 		p[n].fd = held ? 0 : -1;
 		p[n].events = POLLIN;
-		if (poll(p, (nfds_t)n + 1, -1) < 0)
-			continue;
+		if (poll(p, (nfds_t)n + 1, -1) < 0) {
+			if (errno == EINTR)
+				continue;
+			trouble(errno, "poll");
+			break;
+		}
 		for (long i = 0; i < n; i++) {
 			if (p[i].fd >= 0 && p[i].revents)
 				serve(&c[i], (uint32_t)(unsigned short)p[i].revents);
@@ -691,8 +704,12 @@ static void loop_select(struct conn *c, long n)
 			break;
 		if (held)
 			FD_SET(0, &r);
-		if (select(max + 1, &r, &w, NULL, NULL) < 0)
-			continue;
+		if (select(max + 1, &r, &w, NULL, NULL) < 0) {
+			if (errno == EINTR)
+				continue;
+			trouble(errno, "select");
+			break;
+		}
 		for (long i = 0; i < n; i++) {
 			uint32_t ev = 0;
 
@@ -840,6 +857,10 @@ static void run(int listener)
 		if (fd < 0)
 			break;
 		conn_init(&c[n], fd, n);
+		if (n == (opt.mode >= EPOLL ? opt.conns - 1 : 0)) {
+			printf("UP\n");
+			fflush(stdout);
+		}
 		if (opt.mode == BLOCKING)
 			run_blocking(&c[n]);
 		else if (opt.mode == THREADS && pthread_create(&t[n], &attr, thread_main, &c[n]))

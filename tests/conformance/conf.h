@@ -141,6 +141,7 @@ void bail(const char *why) __attribute__((noreturn)); /* the case cannot go on *
 void conf_pair(struct conn *k);
 void conf_pair_fam(struct conn *k, int family, bool server);
 void conf_pair_raw(struct conn *k, int family, bool server); /* without state control and NODELAY */
+void conf_pair_one_shot(struct conn *k); /* the listener is closed before anything else */
 void conf_settle(struct conn *k); /* the state control of CONF_STATE */
 int conf_listen(int family, int backlog, struct sockaddr_storage *ss, socklen_t *len);
 socklen_t conf_addr(int family, int port, struct sockaddr_storage *ss);

@@ -640,6 +640,19 @@ CASE(opt, tcp_inq, 0)
 	}
 }
 
+/* a server that takes one connection only, like `nc -l` or `iperf3 -s -1`, may be fast too */
+CASE(listen, one_shot, 0)
+{
+	struct conn k;
+	char b[16];
+
+	conf_pair_one_shot(&k);
+	ret("send", send(k.fd, "abc", 3, 0));
+	peer_ret("peer", p_recv(&k, b, 3));
+	p_send(&k, "def");
+	retd("recv", recv(k.fd, b, 16, 0), b);
+}
+
 /* every pair again in the families that a default run does not use */
 static void talk(struct conn *k)
 {

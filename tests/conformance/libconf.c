@@ -831,32 +831,43 @@ long p_exit(int op)
 
 /* ------------------------------------------------------------------ connections */
 
+/* the listener of the newest pair, ours or the other end's, until conf_settle() */
+static int listener = -1, peer_listener = -1;
+
+static void close_listeners(void)
+{
+	if (listener >= 0)
+		close(listener);
+	if (peer_listener >= 0)
+		p_op(OP_CLOSE, peer_listener, 0, 0);
+	listener = -1;
+	peer_listener = -1;
+}
+
 void conf_pair_raw(struct conn *k, int family, bool server)
 {
 	struct conf_req q = { .n = family };
 	struct conf_rsp s;
-	int l;
 
+	close_listeners();
 	if (server) {
-		l = conf_listen(family, 16, NULL, NULL);
+		listener = conf_listen(family, 16, NULL, NULL);
 		q.op = OP_CONNECT;
-		q.m = conf_port(l);
+		q.m = conf_port(listener);
 		k->peer = (int)p_call(&q, &s);
 		if (k->peer < 0) {
 			errno = -k->peer;
 			bail("peer connect");
 		}
-		k->fd = accept4(l, NULL, NULL, SOCK_CLOEXEC);
+		k->fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 		if (k->fd < 0)
 			bail("accept");
-		close(l);
 	} else {
-		struct conn lk;
 		long r;
 
 		q.op = OP_LISTEN;
-		lk.peer = (int)p_call(&q, &s);
-		if (lk.peer < 0)
+		peer_listener = (int)p_call(&q, &s);
+		if (peer_listener < 0)
 			bail("peer listen");
 		r = op_connect(family, (int)s.len);
 		if (r < 0) {
@@ -865,12 +876,14 @@ void conf_pair_raw(struct conn *k, int family, bool server)
 		}
 		k->fd = (int)r;
 		q.op = OP_ACCEPT;
-		q.fd = lk.peer;
+		q.fd = peer_listener;
 		k->peer = (int)p_call(&q, &s);
 		if (k->peer < 0)
 			bail("peer accept");
-		p_close(&lk);
 	}
+	/* most servers go on listening; when the state does not matter be one that does not */
+	if (state == STATE_BEFORE || state == STATE_WHILE)
+		close_listeners();
 }
 
 static void exchange(struct conn *k, int round)
@@ -946,6 +959,14 @@ void conf_settle(struct conn *k)
 		warm_up(k, false);
 		break;
 	}
+	close_listeners();
+}
+
+void conf_pair_one_shot(struct conn *k)
+{
+	conf_pair_raw(k, conf_family, conf_server);
+	close_listeners();
+	conf_settle(k);
 }
 
 void conf_pair_fam(struct conn *k, int family, bool server)

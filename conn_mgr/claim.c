@@ -180,6 +180,63 @@ static struct rs_conn *find_accepted(const struct rs_tuple *t)
 	return c;
 }
 
+/* ---- for both sides ---- */
+
+/* Threads of the program close connections, and read these fields, under the lock. */
+static bool wanted(struct rs_conn *c)
+{
+	bool yes;
+
+	rs_lock(&c->lock);
+	yes = !c->plain && !c->closed && !c->bound;
+	rs_unlock(&c->lock);
+	return yes;
+}
+
+static void set_claim(struct rs_conn *c, enum rs_claim claim, uint64_t at)
+{
+	rs_lock(&c->lock);
+	c->claim = claim;
+	c->claim_at = at;
+	rs_unlock(&c->lock);
+}
+
+/* The peer believes in a stream that we do not have: say so. */
+static void refuse_stream(struct rs_link *l, uint32_t peer_id)
+{
+	struct rs_msg m = { .type = RS_MSG_GONE, .id = peer_id };
+
+	rs_link_send(l, &m, NULL, 0);
+}
+
+/* Attached meanwhile, or not: then the peer hears of it, once. */
+static void refuse_unless_bound(struct rs_link *l, struct rs_conn *c, uint32_t id)
+{
+	bool refused;
+
+	rs_lock(&c->lock);
+	refused = !c->bound && rs_link_slot_refuse(l, id, c);
+	rs_unlock(&c->lock);
+	if (refused)
+		refuse_stream(l, c->peer_id);
+}
+
+void rs_claim_drop(struct rs_conn *c)
+{
+	if (!c->link || c->bound)
+		return;
+	if (!c->server)
+		rs_link_slot_leave(c->link, c->id, c);
+	else if (rs_link_slot_refuse(c->link, c->id, c))
+		refuse_stream(c->link, c->peer_id);
+}
+
+void rs_claim_gone(struct rs_conn *c)
+{
+	if (c->server && c->claim == RS_CLAIM_SENT)
+		rs_conn_give_up(c, RS_REASON_PEER_LEFT);
+}
+
 /* ---- the accepting side ---- */
 
 static void answer_no(struct rs_link *l, const struct rs_msg *ask, uint8_t code, uint8_t reason,
@@ -212,6 +269,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 	uint8_t no = 0, reason = 0;
 	char name[RS_NAME_LEN];
 	int mine = -1;
+	bool plain;
 
 	if (!c) {
 		bool holder = false;
@@ -229,6 +287,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		return;
 	}
 	rs_lock(&c->lock);
+	plain = c->plain;
 	if (c->plain || c->closed || c->bound || c->claim != RS_CLAIM_NONE) {
 		no = RS_CLAIM_REFUSED;
 		reason = c->plain ? c->reason : RS_REASON_CLOSING;
@@ -257,13 +316,20 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		c->claim_at = rs_now_ms() + CLAIM_MS;
 		m.from = c->id;
 		memcpy(m.secret, c->secret, sizeof(m.secret));
-		rs_link_send(l, &m, &mine, 1);
+		if (rs_link_send(l, &m, &mine, 1) != 0) {
+			/* The link's socket is full: let the peer ask again. */
+			rs_link_slot_unused(l, c->id);
+			c->link = NULL;
+			c->claim = RS_CLAIM_NONE;
+			c->window_end = rs_now_ms() + rs_config.window_ms;
+			no = RS_CLAIM_NOT_YET;
+		}
 		rs_sys1(SYS_close, mine);
 	}
 	rs_unlock(&c->lock);
 	if (no) {
 		answer_no(l, ask, no, reason, NULL);
-		if (!c->plain && no == RS_CLAIM_REFUSED && reason != RS_REASON_CLOSING &&
+		if (!plain && no == RS_CLAIM_REFUSED && reason != RS_REASON_CLOSING &&
 		    reason != RS_REASON_NO_PROOF)
 			rs_conn_give_up(c, reason);
 	}
@@ -284,14 +350,6 @@ static void attach(struct rs_conn *c, const uint8_t *server_secret, const uint8_
 	memset(c->secret, 0, sizeof(c->secret));
 }
 
-/* The peer believes in a stream that we do not have: say so. */
-static void refuse_stream(struct rs_link *l, uint32_t peer_id)
-{
-	struct rs_msg m = { .type = RS_MSG_GONE, .id = peer_id };
-
-	rs_link_send(l, &m, NULL, 0);
-}
-
 void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m)
 {
 	struct rs_conn *c = rs_link_conn(l, m->id);
@@ -307,10 +365,7 @@ void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m)
 			return;
 		}
 		attach(c, c->secret, m->secret);
-		if (!c->bound) {
-			refuse_stream(l, c->peer_id);
-			rs_link_slot_unused(l, m->id);
-		}
+		refuse_unless_bound(l, c, m->id);
 	}
 	rs_conn_put(c);
 }
@@ -326,14 +381,15 @@ static void backoff(struct rs_conn *c, uint64_t now)
 	c->claim_again = false;
 	c->claim_name[0] = '\0';
 	c->link = NULL;
-	c->claim = RS_CLAIM_BACKOFF;
-	c->claim_at = now + (ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS);
-	rs_control_due(c->claim_at);
+	if (ms > BACKOFF_MAX_MS)
+		ms = BACKOFF_MAX_MS;
+	set_claim(c, RS_CLAIM_BACKOFF, now + ms);
+	rs_control_due(now + ms);
 }
 
 static void give_up(struct rs_conn *c, enum rs_reason why)
 {
-	c->claim = RS_CLAIM_DONE;
+	set_claim(c, RS_CLAIM_DONE, 0);
 	c->link = NULL;
 	rs_conn_give_up(c, why);
 }
@@ -344,7 +400,7 @@ static void next_process(struct rs_conn *c, uint64_t now)
 	c->link = NULL;
 	c->claim_name[0] = '\0';
 	c->claim_index++;
-	c->claim = RS_CLAIM_WANTED;
+	set_claim(c, RS_CLAIM_WANTED, 0);
 	rs_peer_claim(c, now);
 }
 
@@ -354,7 +410,7 @@ static struct rs_link *link_to(const char *name, int *err)
 	int sock;
 
 	for (l = rs_links; l; l = l->next)
-		if (!l->dead && l->initiator && strcmp(l->name, name) == 0)
+		if (!l->dead && rs_link_named(l, name))
 			return l;
 	sock = rs_rendezvous_connect(name);
 	if (sock < 0) {
@@ -385,7 +441,9 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 	struct rs_msg m = { .type = RS_MSG_CLAIM, .tuple = c->tuple };
 	int mine, r;
 
-	mine = rs_proof_handle(c->fd);
+	rs_lock(&c->lock);
+	mine = c->closed ? -EBADF : rs_proof_handle(c->fd);
+	rs_unlock(&c->lock);
 	if (mine < 0) {
 		give_up(c, mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS :
 								RS_REASON_NO_PROOF);
@@ -400,8 +458,7 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 	rs_sys3(SYS_getrandom, c->secret, sizeof(c->secret), 0);
 	rs_sha256(c->secret, RS_HASH_LEN, m.secret);
 	m.from = c->id;
-	c->claim = RS_CLAIM_SENT;
-	c->claim_at = now + CLAIM_MS;
+	set_claim(c, RS_CLAIM_SENT, now + CLAIM_MS);
 	r = rs_link_send(l, &m, &mine, 1);
 	rs_sys1(SYS_close, mine);
 	if (r != 0) {
@@ -414,25 +471,27 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 {
 	char name[RS_NAME_LEN];
 	struct rs_link *l;
-	bool known;
+	bool known = false, over, late;
 	int err = 0;
 
-	if (c->plain || c->closed || c->bound)
-		return;
-	if (!c->window_end && !c->server)
-		c->window_end = now + CLAIM_MS;
 	rs_lock(&c->lock);
-	known = !c->closed && learn_tuple(c);
+	over = c->plain || c->closed || c->bound;
+	if (!over) {
+		if (!c->window_end && !c->server)
+			c->window_end = now + CLAIM_MS;
+		known = learn_tuple(c);
+	}
+	late = now >= c->window_end;
 	rs_unlock(&c->lock);
+	if (over)
+		return;
 	if (!known) {
-		if (c->closed)
-			return;
 		backoff(c, now); /* connect() still in progress, or failed: the program will see */
-		if (now >= c->window_end)
+		if (late)
 			give_up(c, RS_REASON_NO_ROUTE);
 		return;
 	}
-	if (now >= c->window_end) {
+	if (late) {
 		give_up(c, RS_REASON_NO_ROUTE);
 		return;
 	}
@@ -466,24 +525,30 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 	if (l->up) {
 		send_claim(c, l, now);
 	} else {
-		c->claim = RS_CLAIM_SENT; /* rs_claim_link_up() goes on */
 		c->id = UINT32_MAX;
+		set_claim(c, RS_CLAIM_SENT, now + CLAIM_MS); /* rs_claim_link_up() goes on */
 	}
 }
 
 void rs_claim_link_up(struct rs_link *l)
 {
+	struct rs_link *use = rs_link_same_process(l);
 	uint64_t now = rs_now_ms();
 
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
 		if (c->link == l && !c->server && c->claim == RS_CLAIM_SENT && c->id == UINT32_MAX &&
 		    !c->closed && !c->plain)
-			send_claim(c, l, now);
+			send_claim(c, use, now);
+	if (use != l) {
+		/* We have a link to that process already, by another of its names. */
+		rs_link_alias(use, l->name);
+		rs_link_kill(l, now);
+	}
 }
 
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now)
 {
-	if (c->plain || c->bound || c->closed)
+	if (!wanted(c))
 		return;
 	if (c->server)
 		give_up(c, RS_REASON_LINK_LOST);
@@ -508,29 +573,23 @@ void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle)
 	struct rs_conn *c = claimant(l, m->id);
 	struct rs_msg reveal = { .type = RS_MSG_REVEAL, .id = m->from };
 
-	if (!c || c->plain || c->closed) {
+	if (!c) {
+		rs_link_slot_refuse(l, m->id, NULL); /* of a connection that is no more, or hostile */
 		refuse_stream(l, m->from);
-		if (c) {
-			rs_link_slot_unused(l, m->id);
-			rs_conn_put(c);
-		}
 		return;
 	}
-	if (!handle_matches(&c->tuple, true, handle)) {
+	c->peer_id = m->from;
+	if (!wanted(c) || !handle_matches(&c->tuple, true, handle)) {
+		rs_link_slot_refuse(l, m->id, c);
 		refuse_stream(l, m->from);
-		rs_link_slot_unused(l, m->id);
 		give_up(c, RS_REASON_NO_PROOF);
 		rs_conn_put(c);
 		return;
 	}
-	c->peer_id = m->from;
 	memcpy(reveal.secret, c->secret, RS_HASH_LEN);
 	rs_link_send(l, &reveal, NULL, 0);
 	attach(c, m->secret, c->secret);
-	if (!c->bound) {
-		refuse_stream(l, m->from);
-		rs_link_slot_unused(l, m->id);
-	}
+	refuse_unless_bound(l, c, m->id);
 	rs_conn_put(c);
 }
 
@@ -539,8 +598,11 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 	struct rs_conn *c = claimant(l, m->id);
 	uint64_t now = rs_now_ms();
 
-	if (!c)
+	if (!c) {
+		if (rs_link_slot_orphan(l, m->id))
+			rs_link_slot_unused(l, m->id);
 		return;
+	}
 	rs_link_slot_unused(l, m->id);
 	c->link = NULL;
 	switch (m->code) {
@@ -556,7 +618,7 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 			break;
 		}
 		memcpy(c->claim_name, m->name, RS_NAME_LEN);
-		c->claim = RS_CLAIM_WANTED;
+		set_claim(c, RS_CLAIM_WANTED, 0);
 		rs_peer_claim(c, now);
 		break;
 	case RS_CLAIM_NOT_YET:

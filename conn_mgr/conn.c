@@ -115,12 +115,22 @@ void rs_conn_ring(struct rs_conn *c)
 		rs_bell_ring(bells);
 }
 
+static void count_move(struct rs_stats_row *row, uint8_t from, uint8_t to)
+{
+	if (from == RS_PATH_TCP && to != RS_PATH_TCP)
+		row->enters++;
+	else if (from != RS_PATH_TCP && to == RS_PATH_TCP)
+		row->leaves++;
+}
+
 static void show_paths(struct rs_conn *c)
 {
 	int path = rs_conn_path(c);
 
 	if (!c->row)
 		return;
+	count_move(c->row, c->row->tx_path, (uint8_t)(path & 15));
+	count_move(c->row, c->row->rx_path, (uint8_t)(path >> 4));
 	c->row->tx_path = (uint8_t)(path & 15);
 	c->row->rx_path = (uint8_t)(path >> 4);
 	c->row->plain = c->plain;
@@ -321,7 +331,10 @@ static void settle(struct rs_conn *c)
 		}
 		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
 	}
-	if (c->bound && c->sm.why && c->reason != c->sm.why && c->sm.refuse)
+	/* A peer that left did so for good. */
+	if (c->bound && c->sm.why == RS_REASON_PEER_LEFT)
+		c->sm.refuse = true;
+	if (c->bound && c->sm.why && c->sm.refuse && !c->left)
 		c->reason = c->sm.why;
 	if (c->bound && c->sm.refuse && !c->closed && !c->reset && rs_stream_is_raw(&c->sm)) {
 		detach(c);
@@ -401,9 +414,6 @@ static void take_control(struct rs_conn *c)
 			}
 			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, RS_MARK_LEN, MSG_DONTWAIT, 0, 0);
 			c->krx += RS_MARK_LEN;
-			c->enters_rx = true;
-			if (c->row)
-				c->row->enters++;
 			continue;
 		case RS_HEAD_FRAME:
 			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, (long)n, MSG_DONTWAIT, 0, 0);
@@ -503,8 +513,6 @@ static void try_enter(struct rs_conn *c, uint64_t now)
 	c->retry_at = now + ((uint64_t)rs_config.enter_ms << (c->retries < 6 ? c->retries : 6)) * 2;
 	c->retries++;
 	rs_stream_enter(&c->sm, now);
-	if (c->row)
-		c->row->enters++;
 }
 
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
@@ -714,6 +722,7 @@ again:
 		if (c->err) {
 			r = -c->err;
 			c->err = 0;
+			c->rst_told = true;
 			return r;
 		}
 		flags = (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT;
@@ -818,6 +827,7 @@ again:
 		int e = c->err;
 
 		c->err = 0;
+		c->rst_told = true;
 		return -e;
 	}
 	*eof = true;
@@ -830,13 +840,18 @@ static ssize_t rest_from_kernel(int fd, const struct iovec *iov, size_t n, size_
 	size_t got = done;
 
 	for (size_t i = 0; i < n; i++) {
-		ssize_t r;
+		struct pollfd p = { .fd = fd, .events = POLLIN };
 		size_t k = iov[i].iov_len;
+		ssize_t r;
 
 		if (done >= k) {
 			done -= k;
 			continue;
 		}
+		/* An error is for the next call; a signal ends this one. */
+		if (!(flags & MSG_DONTWAIT) &&
+		    (rs_sys3(SYS_poll, &p, 1, -1) < 0 || p.revents & POLLERR))
+			break;
 		r = rs_sys6(SYS_recvfrom, fd, (long)iov[i].iov_base + (long)done, (long)(k - done),
 			    flags, 0, 0);
 		if (r < 0)
@@ -1011,6 +1026,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 		if (c->err) {
 			r = -c->err;
 			c->err = 0;
+			c->rst_told = true;
 			unlock(c);
 			return done ? (ssize_t)done : r;
 		}
@@ -1143,7 +1159,7 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		eof = true;
 		break;
 	case RS_RXP_RESET:
-		mask |= in | POLLRDHUP;
+		mask |= in | POLLRDHUP | POLLHUP;
 		if (!c->rst_told)
 			mask |= POLLERR;
 		eof = true;
@@ -1173,7 +1189,7 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 	if (c->sm.tx == RS_TX_RAW || !c->bound)
 		ask |= POLLERR | POLLHUP;
 	if (c->err)
-		mask |= POLLERR;
+		mask |= POLLERR | POLLHUP;
 	if (c->reset)
 		mask |= POLLERR | POLLHUP | in | out | POLLRDHUP;
 	unlock(c);
@@ -1233,6 +1249,7 @@ int rs_conn_take_error(struct rs_conn *c)
 	}
 	e = c->err;
 	c->err = 0;
+	c->rst_told |= e != 0;
 	unlock(c);
 	return e;
 }
@@ -1326,17 +1343,43 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 	return r;
 }
 
+/* SO_LINGER with a time: close waits that long for the peer to take what was sent. */
+static void linger(struct rs_conn *c, int fd, uint32_t seconds)
+{
+	uint64_t end = rs_now_ms() + (uint64_t)seconds * 1000;
+	long fl = rs_sys2(SYS_fcntl, fd, F_GETFL);
+
+	if (fl < 0 || fl & O_NONBLOCK)
+		return;
+	while (c->sm.tx == RS_TX_FAST && c->ch.tail - rs_chan_tx_head(&c->ch) > ((uint64_t)1 << 18) &&
+	       rs_now_ms() < end) {
+		struct timespec ts = { 0, 1000000 };
+
+		rs_unlock(&c->lock);
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+		rs_lock(&c->lock);
+	}
+}
+
 void rs_conn_close(struct rs_conn *c, int fd)
 {
+	struct linger lin = { 0 };
+	socklen_t len = sizeof(lin);
 	bool unread = false;
 	uint64_t n;
 
 	rs_lock(&c->lock);
+	if (c->bound && !c->plain &&
+	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &lin, &len) == 0 && lin.l_onoff) {
+		unread = lin.l_linger == 0; /* abort, as if bytes were left unread */
+		if (!unread)
+			linger(c, fd, (uint32_t)lin.l_linger);
+	}
 	c->closed = true;
 	c->fd = fd;
 	if (c->plain || c->reset)
 		goto out;
-	if (!c->bound || c->shared) {
+	if (!c->bound) {
 		c->reason = RS_REASON_CLOSING;
 		become_plain(c);
 		goto out;
@@ -1344,8 +1387,8 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	sync_acks(c);
 	take_control(c);
 	if (c->sm.rx == RS_RX_FAST || c->sm.rx == RS_RX_DRAIN) {
-		unread = rs_chan_rx_tail(&c->ch) > c->sm.rx_off;
-		unread &= rs_rx_plan(&c->sm, &n) == RS_RXP_RING;
+		unread |= rs_chan_rx_tail(&c->ch) > c->sm.rx_off &&
+			  rs_rx_plan(&c->sm, &n) == RS_RXP_RING;
 	}
 	if (rs_tcp_head(&c->sm, &n) == RS_HEAD_APP) {
 		int inq = 0;
@@ -1415,6 +1458,9 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 		sync_acks(c);
 		take_control(c);
 		c->sm.refuse = true;
+		if (!c->left)
+			c->reason = (uint8_t)why;
+		c->left = true;
 		rs_stream_leave(&c->sm, (uint8_t)why, consumed);
 		settle(c);
 	}
@@ -1428,7 +1474,8 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 			break;
 		}
 		/* What is left in the ring has to be read by the program, unless it comes again. */
-		if (!consumed && c->sm.rx == RS_RX_DRAIN && c->sm.rx_off < c->sm.rx_have) {
+		if ((!consumed && c->sm.rx == RS_RX_DRAIN && c->sm.rx_off < c->sm.rx_have) ||
+		    (c->sm.rx_fin_frame && c->sm.rx_off < c->sm.rx_fin)) {
 			r = -EINPROGRESS;
 			break;
 		}

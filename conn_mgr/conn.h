@@ -59,10 +59,9 @@ struct rs_conn {
 	bool held; /* `fd` is our own duplicate, kept after the program's close */
 	bool rd_shut; /* shutdown(SHUT_RD) */
 	bool rst_told; /* ECONNRESET of the stream was reported */
-	bool enters_rx;
+	bool left; /* rs_conn_leave() was called: `reason` is its */
 	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */
 	bool blocked; /* TCP did not take all that rs_tx_out() has */
-	bool shared; /* another process may hold it: close and exit must not speak for it */
 	uint8_t reason; /* enum rs_reason */
 	uint32_t nfds; /* descriptors that the program has for it */
 	int fd; /* a descriptor of the kernel socket; changes under the lock */

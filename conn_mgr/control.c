@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 
+#include "conn_mgr/claim.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/peer.h"
 #include "rsock/bell.h"
@@ -64,7 +65,7 @@ void rs_control_due(uint64_t ms)
 		}
 }
 
-void rs_control_add(struct rs_conn *c, bool kick)
+void rs_control_add(struct rs_conn *c, uint64_t due)
 {
 	struct rs_conn *top = __atomic_load_n(&added, __ATOMIC_RELAXED);
 
@@ -73,10 +74,7 @@ void rs_control_add(struct rs_conn *c, bool kick)
 		c->next = top;
 	while (!__atomic_compare_exchange_n(&added, &top, c, false, __ATOMIC_RELEASE,
 					    __ATOMIC_RELAXED));
-	if (kick)
-		rs_control_kick();
-	else
-		rs_control_due(rs_now_ms() + TICK_MS);
+	rs_control_due(due ? due : rs_now_ms() + TICK_MS);
 }
 
 int rs_control_watch(int fd, uint32_t events, struct rs_source *s)
@@ -98,7 +96,7 @@ void rs_control_unwatch(int fd)
 
 int rs_control_watch_conn(int fd, struct rs_conn *c)
 {
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET,
 				  .data.u64 = (uintptr_t)c | CONN_TAG };
 	long r = rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_ADD, fd, &ev);
 
@@ -132,6 +130,7 @@ static void drop(struct rs_conn *c)
 		c->next->prev = c->prev;
 	c->listed = false;
 	rs_peer_unaccept(c);
+	rs_claim_drop(c);
 	rs_conn_put(c);
 }
 

@@ -30,8 +30,9 @@ bool rs_control_self(void);
 /* Wakes the thread: it looks at new connections, claims and deadlines. */
 void rs_control_kick(void);
 
-/* Puts a connection under the control thread's care; takes a reference. `kick`: wake it now. */
-void rs_control_add(struct rs_conn *c, bool kick);
+/* Puts a connection under the control thread's care, which takes a reference and looks at it at
+ * `due` (ms; 0: soon). */
+void rs_control_add(struct rs_conn *c, uint64_t due);
 /* Something is due at `ms`. */
 void rs_control_due(uint64_t ms);
 

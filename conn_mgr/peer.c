@@ -197,7 +197,8 @@ static void try_release(struct rs_link *l, uint32_t id)
 {
 	struct rs_slot_state *s = &l->slot[id];
 
-	if (!s->used || !s->done || !((s->gone_sent && s->gone_recv) || l->dead))
+	/* On a dead link there is nobody whose writes or answers could come. */
+	if (!s->used || s->conn || !(l->dead || (s->done && s->gone_sent && s->gone_recv)))
 		return;
 	*s = (struct rs_slot_state){ 0 };
 	l->used--;
@@ -213,6 +214,42 @@ void rs_link_slot_unused(struct rs_link *l, uint32_t id)
 	l->slot[id].gone_recv = true;
 	try_release(l, id);
 	rs_unlock(&l->lock);
+}
+
+bool rs_link_slot_refuse(struct rs_link *l, uint32_t id, struct rs_conn *c)
+{
+	bool mine;
+
+	rs_lock(&l->lock);
+	mine = id < l->slots && l->slot[id].used && l->slot[id].conn == c && !l->slot[id].done;
+	if (mine) {
+		l->slot[id].conn = NULL;
+		l->slot[id].done = true;
+		l->slot[id].gone_sent = true;
+		try_release(l, id);
+	}
+	rs_unlock(&l->lock);
+	return mine;
+}
+
+void rs_link_slot_leave(struct rs_link *l, uint32_t id, struct rs_conn *c)
+{
+	rs_lock(&l->lock);
+	if (id < l->slots && l->slot[id].conn == c) {
+		l->slot[id].conn = NULL;
+		try_release(l, id);
+	}
+	rs_unlock(&l->lock);
+}
+
+bool rs_link_slot_orphan(struct rs_link *l, uint32_t id)
+{
+	bool yes;
+
+	rs_lock(&l->lock);
+	yes = id < l->slots && l->slot[id].used && !l->slot[id].conn && !l->slot[id].done;
+	rs_unlock(&l->lock);
+	return yes;
 }
 
 void rs_peer_detach(struct rs_conn *c)
@@ -302,7 +339,7 @@ void rs_link_harvest(struct rs_link *l, uint32_t bell,
 	}
 }
 
-bool rs_links_asleep(uint32_t bell, bool asleep)
+bool rs_links_asleep(uint32_t bell, enum rs_bell_when when)
 {
 	bool pending = false;
 
@@ -312,8 +349,8 @@ bool rs_links_asleep(uint32_t bell, bool asleep)
 		if (!rs_link_alive(l))
 			continue;
 		b = &l->shm.mine[0]->bells[bell];
-		__atomic_store_n(&b->asleep, asleep, __ATOMIC_SEQ_CST);
-		if (asleep && __atomic_load_n(&b->pending, __ATOMIC_SEQ_CST))
+		__atomic_store_n(&b->asleep, when, __ATOMIC_SEQ_CST);
+		if (when != RS_BELL_NEVER && __atomic_load_n(&b->pending, __ATOMIC_SEQ_CST))
 			pending = true;
 	}
 	return pending;
@@ -359,11 +396,14 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 		free(q);
 	}
 	l->died = now;
+	for (uint32_t id = 0; id < l->slots; id++)
+		try_release(l, id);
 	rs_unlock(&l->lock);
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
 		if (c->link != l)
 			continue;
 		if (!c->bound) {
+			rs_link_slot_leave(l, c->id, c);
 			rs_claim_link_lost(c, now);
 			continue;
 		}
@@ -478,6 +518,8 @@ static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, siz
 	c = rs_link_conn(l, m->id);
 	if (c) {
 		rs_conn_message(c, m);
+		if (m->type == RS_MSG_GONE)
+			rs_claim_gone(c);
 		rs_conn_put(c);
 	}
 	if (m->type == RS_MSG_GONE) {
@@ -538,6 +580,33 @@ static void link_event(struct rs_source *s, uint32_t events)
 			if (fds[i] >= 0)
 				rs_sys1(SYS_close, fds[i]);
 	}
+}
+
+struct rs_link *rs_link_same_process(struct rs_link *l)
+{
+	/* A process may well talk to itself: that takes two ends, hence two links. */
+	if (memcmp(l->process, rs_process_id(), sizeof(l->process)) == 0 || !l->initiator)
+		return l;
+	for (struct rs_link *o = rs_links; o; o = o->next)
+		if (o != l && rs_link_alive(o) &&
+		    memcmp(o->process, l->process, sizeof(l->process)) == 0)
+			return o;
+	return l;
+}
+
+void rs_link_alias(struct rs_link *l, const char *name)
+{
+	memcpy(l->alias[l->aliases++ % RS_LINK_ALIASES], name, RS_NAME_LEN);
+}
+
+bool rs_link_named(const struct rs_link *l, const char *name)
+{
+	if (l->initiator && strcmp(l->name, name) == 0)
+		return true;
+	for (uint32_t i = 0; i < RS_LINK_ALIASES && i < l->aliases; i++)
+		if (strcmp(l->alias[i], name) == 0)
+			return true;
+	return false;
 }
 
 struct rs_link *rs_link_new(int sock, const char *name)

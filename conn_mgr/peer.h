@@ -25,6 +25,8 @@ struct rs_conn;
 
 struct rs_queued;
 
+#define RS_LINK_ALIASES 8u
+
 struct rs_slot_state {
 	struct rs_conn *conn; /* who gets the messages; NULL: nobody */
 	bool used, gone_sent, gone_recv, done;
@@ -38,6 +40,8 @@ struct rs_link {
 	bool dead;
 	bool initiator;
 	char name[RS_NAME_LEN]; /* the rendezvous name that it was opened to, or "" */
+	char alias[RS_LINK_ALIASES][RS_NAME_LEN]; /* others that lead to the same process */
+	uint32_t aliases;
 	uint8_t process[16];
 	uint64_t born, died; /* ms */
 	struct rs_shm_link shm;
@@ -88,7 +92,7 @@ struct rs_conn *rs_link_conn(struct rs_link *l, uint32_t id);
  */
 void rs_link_harvest(struct rs_link *l, uint32_t bell,
 		     void (*take)(struct rs_conn *c, void *arg), void *arg);
-/* Says to all peers whether this process's `bell` sleeps. True: something is pending already. */
-bool rs_links_asleep(uint32_t bell, bool asleep);
+/* Says to all peers when to ring this process's `bell`. True: something is pending already. */
+bool rs_links_asleep(uint32_t bell, enum rs_bell_when when);
 
 #endif

@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
@@ -81,7 +82,8 @@
 	X(FILE *, popen, (const char *, const char *))                                            \
 	X(int, unshare, (int))                                                                    \
 	X(int, setns, (int, int))                                                                 \
-	X(void, pthread_exit, (void *))
+	X(void, pthread_exit, (void *))                                                           \
+	X(int, vdprintf, (int, const char *, va_list))
 
 struct rs_real {
 #define X(ret, name, params) ret(*name) params;

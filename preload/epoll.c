@@ -21,6 +21,10 @@
 #define BUCKETS 64u
 #define KERNEL_EVERY_US 50 /* the kernel's fds of a busy set are looked at this often */
 #define BATCH 256
+/* What may stand beside EPOLLEXCLUSIVE. */
+#define EXCLUSIVE_OK                                                                              \
+	((uint32_t)(EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET |             \
+		    EPOLLEXCLUSIVE))
 
 struct item {
 	struct rs_watch watch;
@@ -48,6 +52,7 @@ struct rs_epoll {
 	bool marked; /* the bell's eventfd is in the kernel's set */
 	uint64_t tag; /* data word of the bell's eventfd */
 	uint32_t sleepers;
+	bool nested; /* some other set watches this one: its bell must always be heard */
 	uint32_t spin;
 	uint64_t kernel_look; /* ticks */
 	uint32_t last_cpu; /* where the last ready stream's peer ran */
@@ -166,7 +171,6 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 {
 	struct item *it = item_of(w);
 	struct epoll_event ev = { .events = it->events, .data = it->data };
-
 	if (speaks) {
 		unqueue(it);
 		if (!it->in_kernel && !c->closed) {
@@ -191,9 +195,21 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		c->sm.why = RS_REASON_NO_FDS;
 	}
 	rs_conn_want(c, it->ep->bell, false);
+	if (it->ep->nested)
+		rs_links_asleep(it->ep->bell, RS_BELL_ALWAYS);
 	push(it);
 	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
 		rs_bell_ring(1u << it->ep->bell);
+}
+
+/* A set that another one watches: set the alarm again, and ring if something is ready still. */
+static void renew_nested(struct rs_epoll *ep)
+{
+	if (!ep->nested || !ep->bell)
+		return;
+	rs_links_asleep(ep->bell, RS_BELL_ALWAYS);
+	if (rs_epoll_ready(ep))
+		rs_bell_ring(1u << ep->bell);
 }
 
 /* ---- items ---- */
@@ -361,6 +377,15 @@ static int delete_item(struct rs_epoll *ep, struct item **p)
 	return 0;
 }
 
+/* From now on every piece of news rings: a sleeper in another set depends on it. */
+static void nest(struct rs_epoll *inner)
+{
+	if (!inner->nested)
+		__atomic_fetch_add(&inner->sleepers, 1, __ATOMIC_SEQ_CST);
+	inner->nested = true;
+	renew_nested(inner);
+}
+
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
 {
 	uintptr_t word = rs_file(fd);
@@ -370,8 +395,11 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 
 	if (rs_file_kind(word) != RS_KIND_CONN || (op != EPOLL_CTL_DEL && !ev) || epfd == fd) {
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
-		if (r == 0 && op == EPOLL_CTL_ADD)
+		if (r == 0 && op == EPOLL_CTL_ADD) {
 			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+			if (rs_file_kind(word) == RS_KIND_EPOLL)
+				nest(rs_file_pointer(word));
+		}
 		return r;
 	}
 	c = rs_file_pointer(word);
@@ -380,7 +408,10 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	rs_lock(&ep->lock);
 	ep->epfd = epfd; /* a duplicate may be all that is left */
 	p = find(ep, fd, c);
-	if (op == EPOLL_CTL_ADD && !*p && c->plain) {
+	if (op == EPOLL_CTL_ADD && ev->events & EPOLLEXCLUSIVE && ev->events & ~EXCLUSIVE_OK) {
+		errno = EINVAL;
+		r = -1;
+	} else if (op == EPOLL_CTL_ADD && !*p && c->plain) {
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
 		if (r == 0)
 			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
@@ -527,7 +558,9 @@ bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep)
 		asleep = true; /* others sleep still: their alarm must be set again */
 	if (!ep->bell)
 		return false;
-	pending = rs_links_asleep(ep->bell, asleep);
+	pending = rs_links_asleep(ep->bell, ep->nested ? RS_BELL_ALWAYS :
+					    asleep     ? RS_BELL_ONCE :
+							 RS_BELL_NEVER);
 	return pending;
 }
 
@@ -588,8 +621,27 @@ static bool spin(struct rs_epoll *ep, const struct timespec *left)
 	return false;
 }
 
-int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
-		     const struct timespec *timeout, const sigset_t *mask)
+/* A set without streams: the kernel's, but for a bell that may have come, or remained. */
+static int plain_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+		      const struct timespec *timeout, const sigset_t *mask)
+{
+	int n, out = 0;
+
+	__atomic_fetch_add(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
+	n = timeout ? rs_real.epoll_pwait2(epfd, ev, max, timeout, mask) :
+		      rs_real.epoll_pwait(epfd, ev, max, -1, mask);
+	__atomic_fetch_sub(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
+
+	if (n <= 0 || !ep->marked)
+		return n;
+	for (int i = 0; i < n; i++)
+		if (ev[i].data.u64 != ep->tag)
+			ev[out++] = ev[i];
+	return out;
+}
+
+static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+		   const struct timespec *timeout, const sigset_t *mask)
 {
 	static const struct timespec zero;
 	const bool poll_only = timeout && !timeout->tv_sec && !timeout->tv_nsec;
@@ -597,31 +649,33 @@ int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int 
 	uint64_t end = 0, start;
 	int n, k;
 
-	if (!ep->items || max <= 0 || !ev) {
-		if (!timeout)
-			return rs_real.epoll_pwait(epfd, ev, max, -1, mask);
-		return rs_real.epoll_pwait2(epfd, ev, max, timeout, mask);
+	if (max <= 0 || (uintptr_t)ev < 4096)
+		return rs_real.epoll_pwait(epfd, ev, max, 0, mask); /* for its errno */
+	if (!ep->items) {
+		n = plain_wait(ep, epfd, ev, max, timeout, mask);
+		if (n != 0 || (!ep->items && !ep->marked))
+			return n;
 	}
 	if (timeout)
 		end = rs_now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
 		      (uint64_t)timeout->tv_nsec;
 	for (bool first = true;; first = false) {
-		bool look;
-
-		n = collect(ep, ev, max);
-		look = !n || (n < max && rs_ticks() - ep->kernel_look >
-						 KERNEL_EVERY_US * rs_ticks_per_us());
-		if (n && !look)
+		k = 0;
+		if (ep->kernel_fds && any_news(ep) &&
+		    rs_ticks() - ep->kernel_look > KERNEL_EVERY_US * rs_ticks_per_us()) {
+			/* Streams must not starve the kernel's descriptors, nor these them. */
+			k = kernel_wait(ep, epfd, ev, max > 1 ? max / 2 : 1, &zero, NULL);
+			if (k < 0)
+				k = 0;
+		}
+		n = k + collect(ep, ev + k, max - k);
+		if (n)
 			return n;
-		if (n || poll_only) {
-			if (ep->kernel_fds || !n) {
-				k = kernel_wait(ep, epfd, ev + n, max - n, &zero,
-						n ? NULL : mask);
-				if (k < 0 && !n) {
-					errno = -k;
-					return -1;
-				}
-				n += k > 0 ? k : 0;
+		if (poll_only) {
+			n = kernel_wait(ep, epfd, ev, max, &zero, mask);
+			if (n < 0) {
+				errno = -n;
+				return -1;
 			}
 			return n;
 		}
@@ -657,6 +711,15 @@ int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int 
 		if (n + k)
 			return n + k;
 	}
+}
+
+int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+		     const struct timespec *timeout, const sigset_t *mask)
+{
+	int n = wait_ep(ep, epfd, ev, max, timeout, mask);
+
+	renew_nested(ep);
+	return n;
 }
 
 static void forget_one(int fd, uintptr_t word, void *arg)

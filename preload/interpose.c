@@ -23,11 +23,7 @@
 
 #pragma GCC diagnostic ignored "-Wmissing-prototypes"
 #pragma GCC diagnostic ignored "-Wnonnull-compare"
-
-__attribute__((constructor)) static void start(void)
-{
-	rs_process_init();
-}
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
 
 /* FORWARD(result, libc's name, rsock's name, parameters, arguments) */
 #define FORWARD(ret, name, to, params, args)                                                      \
@@ -318,7 +314,16 @@ EXPORT __attribute__((noreturn)) void pthread_exit(void *value)
 EXPORT int unshare(int flags)
 {
 	bool paused = rs_control_pause();
-	int r = rs_real.unshare(flags), saved = errno;
+	int r = rs_real.unshare(flags), saved;
+
+	/* A thread that was joined may not be gone from the kernel yet. */
+	for (int i = 0; r != 0 && errno == EINVAL && paused && i < 50; i++) {
+		struct timespec ms = { 0, 1000000 };
+
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ms, NULL);
+		r = rs_real.unshare(flags);
+	}
+	saved = errno;
 
 	if (paused)
 		rs_control_start();
@@ -337,14 +342,116 @@ EXPORT int setns(int fd, int type)
 	return r;
 }
 
+/* ---- system calls by number ---- */
+
+/*
+ * Past every hook: a stream that such a call touches must be plain first. Reads and writes of other
+ * descriptors go on untouched.
+ */
+EXPORT long syscall(long n, ...)
+{
+	long a[6], r;
+	va_list ap;
+
+	va_start(ap, n);
+	for (int i = 0; i < 6; i++)
+		a[i] = va_arg(ap, long);
+	va_end(ap);
+	switch (n) {
+	case SYS_read:
+	case SYS_write:
+	case SYS_readv:
+	case SYS_writev:
+	case SYS_preadv2:
+	case SYS_pwritev2:
+	case SYS_sendto:
+	case SYS_recvfrom:
+	case SYS_sendmsg:
+	case SYS_recvmsg:
+	case SYS_sendmmsg:
+	case SYS_recvmmsg:
+	case SYS_sendfile:
+	case SYS_shutdown:
+	case SYS_dup:
+	case SYS_dup2:
+	case SYS_dup3:
+	case SYS_fcntl:
+	case SYS_ioctl:
+		rs_process_leave_fd((int)a[0], RS_REASON_CALL);
+		break;
+	case SYS_splice:
+		rs_process_leave_fd((int)a[0], RS_REASON_CALL);
+		rs_process_leave_fd((int)a[2], RS_REASON_CALL);
+		break;
+	case SYS_close:
+		return rsock_close((int)a[0]);
+	case SYS_close_range:
+		return rsock_close_range((unsigned int)a[0], (unsigned int)a[1], (int)a[2]);
+	default:
+		break;
+	}
+	r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if ((unsigned long)r > -4096UL) {
+		errno = (int)-r;
+		return -1;
+	}
+	return r;
+}
+
 /* ---- stdio on a socket ---- */
+
+EXPORT int vdprintf(int fd, const char *format, va_list ap)
+{
+	rs_process_leave_fd(fd, RS_REASON_CALL);
+	return rs_real.vdprintf(fd, format, ap);
+}
+
+EXPORT int __vdprintf_chk(int fd, int flag, const char *format, va_list ap)
+{
+	(void)flag;
+	rs_process_leave_fd(fd, RS_REASON_CALL);
+	return rs_real.vdprintf(fd, format, ap);
+}
+
+EXPORT int dprintf(int fd, const char *format, ...)
+{
+	va_list ap;
+	int r;
+
+	va_start(ap, format);
+	r = vdprintf(fd, format, ap);
+	va_end(ap);
+	return r;
+}
+
+EXPORT int __dprintf_chk(int fd, int flag, const char *format, ...)
+{
+	va_list ap;
+	int r;
+
+	(void)flag;
+	va_start(ap, format);
+	r = vdprintf(fd, format, ap);
+	va_end(ap);
+	return r;
+}
+
+
+static bool has_stream(int fd)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (c)
+		rs_conn_put(c);
+	return c != NULL;
+}
 
 EXPORT int fclose(FILE *f)
 {
 	int fd = f ? fileno(f) : -1;
 
 	/* libc closes the descriptor past us: drop what we know of it (plain since fdopen). */
-	if (fd >= 0)
+	if (fd >= 0 && !has_stream(fd))
 		rs_socket_forget(fd);
 	return rs_real.fclose(f);
 }

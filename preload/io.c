@@ -16,7 +16,7 @@
 #include "rsock/rsock.h"
 #include "rsock/sys.h"
 
-/* Flags of which the fast path knows the meaning; a call with others is the kernel's. */
+/* Flags of which the fast path knows the meaning; as the kernel, it ignores what it does not know. */
 #define RECV_FLAGS (MSG_PEEK | MSG_WAITALL | MSG_DONTWAIT | MSG_TRUNC | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
 #define SEND_FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE)
 
@@ -60,6 +60,12 @@ static bool usable_msg(const struct msghdr *m)
 	return true;
 }
 
+/* The kernel has a word for lengths that no buffer has. */
+static bool absurd(size_t n)
+{
+	return n > SSIZE_MAX;
+}
+
 /* The kernel looks at an address before it ignores it. */
 static bool odd_address(const struct sockaddr *addr, socklen_t len)
 {
@@ -74,11 +80,11 @@ static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	pthread_testcancel();
 	if (flags & MSG_OOB)
 		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
-	if (flags & ~RECV_FLAGS) {
+	if (flags & (MSG_OOB | MSG_ERRQUEUE)) {
 		rs_conn_put(c);
 		return NOW_PLAIN;
 	}
-	r = rs_conn_recv(c, fd, iov, n, flags);
+	r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS);
 	rs_conn_put(c);
 	return r;
 }
@@ -88,12 +94,12 @@ static ssize_t conn_send(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	ssize_t r;
 
 	pthread_testcancel();
-	if (flags & ~SEND_FLAGS) {
+	if (flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) {
 		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
 		rs_conn_put(c);
 		return NOW_PLAIN;
 	}
-	r = rs_conn_send(c, fd, iov, n, flags);
+	r = rs_conn_send(c, fd, iov, n, flags & SEND_FLAGS);
 	rs_conn_put(c);
 	if (r == -EPIPE && !(flags & MSG_NOSIGNAL))
 		rs_sys2(SYS_tkill, rs_tid(), SIGPIPE);
@@ -104,7 +110,7 @@ static ssize_t conn_send(struct rs_conn *c, int fd, const struct iovec *iov, siz
 
 ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { buf, n };
@@ -118,7 +124,7 @@ ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 
 ssize_t rsock_read(int fd, void *buf, size_t n)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { buf, n };
@@ -133,7 +139,7 @@ ssize_t rsock_read(int fd, void *buf, size_t n)
 ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
 		       socklen_t *len)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { buf, n };
@@ -234,7 +240,7 @@ int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
 
 ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { (void *)(uintptr_t)buf, n };
@@ -248,7 +254,7 @@ ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 
 ssize_t rsock_write(int fd, const void *buf, size_t n)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { (void *)(uintptr_t)buf, n };
@@ -263,7 +269,7 @@ ssize_t rsock_write(int fd, const void *buf, size_t n)
 ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
 		     socklen_t len)
 {
-	struct rs_conn *c = odd_address(addr, len) ? NULL : rs_file_conn(fd);
+	struct rs_conn *c = odd_address(addr, len) || absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
 		struct iovec iov = { (void *)(uintptr_t)buf, n };

@@ -169,7 +169,7 @@ static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const 
 
 	rs_peer_bells();
 	arm(s, bell, true);
-	rs_links_asleep(bell, true);
+	rs_links_asleep(bell, RS_BELL_ONCE);
 	s->k[s->n] = (struct pollfd){ .fd = rs_bell_fd(bell), .events = POLLIN };
 	if (look(s)) {
 		r = 1; /* while we were arming */
@@ -178,7 +178,7 @@ static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const 
 		if (r < 0)
 			r = -errno;
 	}
-	rs_links_asleep(bell, false);
+	rs_links_asleep(bell, RS_BELL_NEVER);
 	arm(s, bell, false);
 	if (bell)
 		rs_sys3(SYS_read, rs_bell_fd(bell), &count, sizeof(count));

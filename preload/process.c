@@ -105,6 +105,11 @@ void rs_process_forked(void)
 	after_fork_child();
 }
 
+__attribute__((constructor)) static void start(void)
+{
+	rs_process_init();
+}
+
 void rs_process_init(void)
 {
 	static bool done;

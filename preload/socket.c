@@ -22,6 +22,8 @@
 #include "rsock/rsock.h"
 #include "rsock/sys.h"
 
+#define CLAIM_AFTER_MS 2
+
 static int fail(long r)
 {
 	errno = (int)-r;
@@ -178,6 +180,8 @@ static void copy_entry(int from, int to)
 		if (!rs_conn_get(c))
 			return;
 		rs_conn_fd_added(c);
+		if (to <= 2) /* where stdio is, and stdio passes every hook */
+			rs_conn_leave(c, RS_REASON_CALL, true, 2000);
 		if (!rs_file_set(to, word)) {
 			rs_conn_leave(c, RS_REASON_NO_MEMORY, true, 2000);
 			rs_conn_put(c);
@@ -288,11 +292,40 @@ int rsock_ioctl(int fd, unsigned long request, void *arg)
 	return 0;
 }
 
+static ssize_t cookie_read(void *cookie, char *buf, size_t n)
+{
+	return rsock_read((int)(intptr_t)cookie, buf, n);
+}
+
+static ssize_t cookie_write(void *cookie, const char *buf, size_t n)
+{
+	ssize_t r = rsock_write((int)(intptr_t)cookie, buf, n);
+
+	return r < 0 ? 0 : r; /* fopencookie(3): 0 is the error */
+}
+
+static int cookie_close(void *cookie)
+{
+	return rsock_close((int)(intptr_t)cookie);
+}
+
 FILE *rsock_fdopen(int fd, const char *mode)
 {
+	const cookie_io_functions_t calls = { cookie_read, cookie_write, NULL, cookie_close };
+	struct rs_conn *c;
+	FILE *f;
+
 	/* stdio does its I/O past every hook. */
 	rs_process_leave_fd(fd, RS_REASON_CALL);
-	return rs_real.fdopen(fd, mode);
+	c = rs_file_conn(fd);
+	if (!c)
+		return rs_real.fdopen(fd, mode);
+	/* The peer has ended and what it sent is in the ring only: stdio on top of our own calls. */
+	rs_conn_put(c);
+	f = fopencookie((void *)(intptr_t)fd, mode, calls);
+	if (f)
+		f->_fileno = fd;
+	return f;
 }
 
 /* ---- connections ---- */
@@ -378,8 +411,10 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 		plain(c, r == -EMFILE || r == -ENFILE ? RS_REASON_NO_FDS : RS_REASON_NO_THREAD);
 		return;
 	}
-	c->claim = RS_CLAIM_WANTED;
-	rs_control_add(c, true);
+	/* A connection that is over in a moment is not worth a claim. */
+	c->claim_at = rs_now_ms() + CLAIM_AFTER_MS;
+	c->claim = RS_CLAIM_BACKOFF;
+	rs_control_add(c, c->claim_at);
 }
 
 void rs_socket_watched(int fd)
@@ -482,7 +517,7 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	if (!c)
 		return;
 	rs_peer_accepted(c, port, (const struct sockaddr *)(const void *)peer);
-	rs_control_add(c, false);
+	rs_control_add(c, 0);
 }
 
 static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, bool four)

@@ -11,6 +11,10 @@
 #ifndef RSOCK_H
 #define RSOCK_H
 
+#ifndef _GNU_SOURCE
+#error "rsock.h needs _GNU_SOURCE (accept4, struct mmsghdr, epoll_pwait2 ...)"
+#endif
+
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>

@@ -133,14 +133,17 @@ static void ring_bells(struct rs_chan *c, uint32_t mask)
 		uint32_t b = (uint32_t)__builtin_ctz(mask);
 		struct rs_shm_bell *where = &c->peer_bells[b], *bell = &c->peer_bells0[b];
 		uint64_t *word = &where->ready[c->peer_bit / 64];
+		uint32_t when;
 
 		mask &= mask - 1;
 		if (!(__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) {
 			__atomic_fetch_or(word, bit, __ATOMIC_SEQ_CST);
 			__atomic_store_n(&bell->pending, 1, __ATOMIC_SEQ_CST);
 		}
-		if (__atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST) &&
-		    __atomic_exchange_n(&bell->asleep, 0, __ATOMIC_SEQ_CST)) {
+		when = __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST);
+		if (when == RS_BELL_ONCE)
+			when = __atomic_exchange_n(&bell->asleep, RS_BELL_NEVER, __ATOMIC_SEQ_CST);
+		if (when != RS_BELL_NEVER) {
 			int fd = __atomic_load_n(&c->link->bell_fd[b], __ATOMIC_ACQUIRE);
 
 			/* Its eventfd has not come yet: the control thread over there forwards. */

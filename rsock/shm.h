@@ -34,8 +34,15 @@
 #define RS_SHM_SEGMENTS 64u
 #define RS_BELLS 32u /* bell 0 belongs to the control thread */
 
+/* When the bell's eventfd is to be written. */
+enum rs_bell_when {
+	RS_BELL_NEVER = 0, /* its owner is awake and looks by itself */
+	RS_BELL_ONCE = 1, /* its owner sleeps: whoever swaps this to NEVER writes */
+	RS_BELL_ALWAYS = 2, /* others sleep on it, unknown to its owner (nested epoll) */
+};
+
 struct rs_shm_bell {
-	uint32_t asleep; /* owner sleeps on the eventfd: whoever swaps it to 0 writes it */
+	uint32_t asleep; /* enum rs_bell_when */
 	uint32_t pending; /* some bit may be set */
 	uint64_t ready[RS_SHM_SLOTS / 64];
 } __attribute__((aligned(64)));
@@ -48,7 +55,6 @@ struct rs_shm_slot {
 	uint32_t tx_cpu; /* CPU of the last sender + 1 */
 	/* written by the receiver */
 	uint64_t head __attribute__((aligned(64)));
-	uint32_t rx_cpu;
 	/* written by the slab's owner, swapped to 0 by the peer */
 	uint32_t rx_wait __attribute__((aligned(64))); /* futex: 1 while a receiver sleeps */
 	uint32_t tx_wait; /* futex: 1 while a sender (towards the peer) sleeps */

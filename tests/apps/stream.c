@@ -90,8 +90,14 @@ static struct {
 	unsigned int seed;
 	const char *send, *recv;
 	long chunk;
-} opt = { .host = "127.0.0.1", .bytes = 1 << 20, .conns = 1, .first = 'b', .seed = 1, .send = "send",
-	  .recv = "recv", .chunk = MAX_CHUNK };
+} opt = { .host = "127.0.0.1",
+	  .bytes = 1 << 20,
+	  .conns = 1,
+	  .first = 'b',
+	  .seed = 1,
+	  .send = "send",
+	  .recv = "recv",
+	  .chunk = MAX_CHUNK };
 
 static struct {
 	long tx, rx, extra, mismatch_at, done, lost, fast_seen, fast_end, tx_fast, rx_fast;
@@ -223,7 +229,8 @@ static void add_fast_bytes(int fd)
 			if (n < 0)
 				continue;
 			link[n] = 0;
-			if (strncmp(link, "/memfd:" RS_STATS_MEMFD, sizeof("/memfd:" RS_STATS_MEMFD) - 1))
+			if (strncmp(link, "/memfd:" RS_STATS_MEMFD,
+				    sizeof("/memfd:" RS_STATS_MEMFD) - 1))
 				continue;
 			f = open(path, O_RDONLY);
 			m = mmap(NULL, 4096, PROT_READ, MAP_SHARED, f, 0);
@@ -369,7 +376,8 @@ static long send_some(struct conn *c)
 		return -1;
 	}
 	hash_add(&c->tx, p, (size_t)r);
-	if ((c->sent < c->to_send / 2 && c->sent + r >= c->to_send / 2) || c->sent + r == c->to_send)
+	if ((c->sent < c->to_send / 2 && c->sent + r >= c->to_send / 2) ||
+	    c->sent + r == c->to_send)
 		look_at_path(c);
 	c->sent += r;
 	if (c->sent == c->to_send && opt.halfclose && !c->shut) {
@@ -454,7 +462,8 @@ static long recv_some(struct conn *c)
 		return -1;
 	}
 	hash_add(&c->rx, p, (size_t)r);
-	if ((c->rcvd < c->to_recv / 2 && c->rcvd + r >= c->to_recv / 2) || c->rcvd + r == c->to_recv)
+	if ((c->rcvd < c->to_recv / 2 && c->rcvd + r >= c->to_recv / 2) ||
+	    c->rcvd + r == c->to_recv)
 		look_at_path(c);
 	c->rcvd += r;
 	return r;
@@ -554,7 +563,8 @@ static void serve(struct conn *c, uint32_t ev)
 		if ((ev & (EPOLLIN | EPOLLHUP | EPOLLERR)) && !c->eof) {
 			r = recv_some(c);
 			/* after a half-close the other direction goes on */
-			if (r < 0 && !(c->eof && opt.halfclose && c->rcvd == c->to_recv && !all_done(c))) {
+			if (r < 0 &&
+			    !(c->eof && opt.halfclose && c->rcvd == c->to_recv && !all_done(c))) {
 				ended(c);
 				return;
 			}
@@ -911,14 +921,18 @@ static int word(const char *s, const char *const *words)
 
 static void options(int argc, char **argv)
 {
-	static const char *const modes[] = { "blocking", "threads", "epoll", "poll", "select", NULL };
+	static const char *const modes[] = {
+		"blocking", "threads", "epoll", "poll", "select", NULL
+	};
 	static const struct option o[] = {
-		{ "host", 1, NULL, 'H' },      { "port", 1, NULL, 'p' },  { "bytes", 1, NULL, 'b' },
-		{ "conns", 1, NULL, 'n' },     { "mode", 1, NULL, 'm' },  { "first", 1, NULL, 'f' },
-		{ "halfclose", 0, NULL, 'h' }, { "seed", 1, NULL, 's' },  { "send", 1, NULL, 'S' },
-		{ "recv", 1, NULL, 'R' },      { "nonblock", 0, NULL, 'N' }, { "chunk", 1, NULL, 'c' },
-		{ "warm", 0, NULL, 'w' },      { "hold", 0, NULL, 'o' },  { "one-way", 1, NULL, '1' },
-		{ NULL, 0, NULL, 0 },
+		{ "host", 1, NULL, 'H' },      { "port", 1, NULL, 'p' },
+		{ "bytes", 1, NULL, 'b' },     { "conns", 1, NULL, 'n' },
+		{ "mode", 1, NULL, 'm' },      { "first", 1, NULL, 'f' },
+		{ "halfclose", 0, NULL, 'h' }, { "seed", 1, NULL, 's' },
+		{ "send", 1, NULL, 'S' },      { "recv", 1, NULL, 'R' },
+		{ "nonblock", 0, NULL, 'N' },  { "chunk", 1, NULL, 'c' },
+		{ "warm", 0, NULL, 'w' },      { "hold", 0, NULL, 'o' },
+		{ "one-way", 1, NULL, '1' },   { NULL, 0, NULL, 0 },
 	};
 	int k;
 
@@ -1001,9 +1015,9 @@ int main(int argc, char **argv)
 		listener = open_socket(true);
 		if (listener < 0 || getsockname(listener, (struct sockaddr *)&ss, &l))
 			return 2;
-		printf("PORT %d\n", ntohs(ss.ss_family == AF_INET6 ?
-						  ((struct sockaddr_in6 *)&ss)->sin6_port :
-						  ((struct sockaddr_in *)&ss)->sin_port));
+		printf("PORT %d\n",
+		       ntohs(ss.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&ss)->sin6_port
+						      : ((struct sockaddr_in *)&ss)->sin_port));
 		fflush(stdout);
 	}
 	start = now();
@@ -1014,11 +1028,11 @@ int main(int argc, char **argv)
 	       "\"extra\": %ld, \"what\": \"%s\", \"errno\": \"%s\", \"rsock\": %s, "
 	       "\"fast_seen\": %ld, \"fast_end\": %ld, \"tx_fast\": %ld, \"rx_fast\": %ld, "
 	       "\"seconds\": %.3f}\n",
-	       opt.server ? "server" : "client", good ? "true" : "false", total.done, total.lost, total.tx,
-	       total.rx, (unsigned long long)total.tx_hash, (unsigned long long)total.rx_hash,
-	       total.mismatch_at, total.extra, total.what,
-	       total.err ? strerrorname_np(total.err) : "", fd_path ? "true" : "false", total.fast_seen,
-	       total.fast_end, total.tx_fast, total.rx_fast, now() - start);
+	       opt.server ? "server" : "client", good ? "true" : "false", total.done, total.lost,
+	       total.tx, total.rx, (unsigned long long)total.tx_hash,
+	       (unsigned long long)total.rx_hash, total.mismatch_at, total.extra, total.what,
+	       total.err ? strerrorname_np(total.err) : "", fd_path ? "true" : "false",
+	       total.fast_seen, total.fast_end, total.tx_fast, total.rx_fast, now() - start);
 	if (total.mismatch_at >= 0 || total.extra)
 		return 1;
 	if (good)

@@ -152,7 +152,8 @@ long p_call(struct conf_req *q, struct conf_rsp *s);
 long p_send(struct conn *k, const char *text);
 long p_send_flags(struct conn *k, const char *text, int flags);
 long p_sendn(struct conn *k, long n, long seed);
-long p_recv(struct conn *k, char *buf, long n); /* exactly n, or up to the end; buf has n + 1 bytes */
+long p_recv(struct conn *k, char *buf,
+	    long n); /* exactly n, or up to the end; buf has n + 1 bytes */
 long p_recvn(struct conn *k, long n, long seed); /* n pattern bytes; -EILSEQ when one differs */
 long p_recvall(struct conn *k, long seed); /* pattern bytes to the end: how many */
 long p_recvnb(struct conn *k, char *buf, long n); /* one MSG_DONTWAIT recv */

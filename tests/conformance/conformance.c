@@ -12,6 +12,7 @@
 #include "tests/conformance/conf.h"
 
 #include <regex.h>
+#include <sys/prctl.h>
 
 #include "tests/conformance/libconf.h"
 
@@ -20,12 +21,12 @@ extern const struct conf_case *const __stop_conf_cases[];
 
 /* name them, so that no file is left out when they come from an archive */
 extern const char conf_file_recv, conf_file_send, conf_file_close, conf_file_poll, conf_file_epoll,
-	conf_file_fd, conf_file_proc, conf_file_sig, conf_file_thread, conf_file_sock, conf_file_bulk,
-	conf_file_exotic;
+	conf_file_fd, conf_file_proc, conf_file_sig, conf_file_thread, conf_file_sock,
+	conf_file_bulk, conf_file_exotic;
 static const char *const files[] = {
-	&conf_file_recv, &conf_file_send, &conf_file_close,  &conf_file_poll,
-	&conf_file_epoll, &conf_file_fd,  &conf_file_proc,   &conf_file_sig,
-	&conf_file_thread, &conf_file_sock, &conf_file_bulk, &conf_file_exotic,
+	&conf_file_recv,   &conf_file_send, &conf_file_close, &conf_file_poll,
+	&conf_file_epoll,  &conf_file_fd,   &conf_file_proc,  &conf_file_sig,
+	&conf_file_thread, &conf_file_sock, &conf_file_bulk,  &conf_file_exotic,
 };
 
 struct job {
@@ -63,6 +64,7 @@ static void start_peer(int *chan)
 	if (!pid) {
 		char num[16];
 
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (dup2(sv[1], 3) < 0)
 			_exit(126);
 		if (sv[1] == 3)
@@ -83,6 +85,7 @@ static void run_case(struct job *j)
 	int chan = -1;
 
 	setpgid(0, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (conf_two) {
 		conf_setup(state, j->text, -1);
 		start_peer(&chan);
@@ -252,6 +255,7 @@ int main(int argc, char **argv)
 			return 2;
 		}
 	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	env();
 	total = (size_t)(__stop_conf_cases - __start_conf_cases);
 	jobs = calloc(total + 1, sizeof(*jobs));

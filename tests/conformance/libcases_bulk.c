@@ -91,8 +91,8 @@ CASE(bulk, every_size, 0)
 	static char p[70000], q[70000];
 	bool ok = true;
 	long total = 0;
-	static const long sizes[] = { 1, 2, 3, 7, 8, 15, 16, 63, 64, 65, 100, 255, 256, 1000, 1448,
-				      2048 };
+	static const long sizes[] = { 1,  2,  3,   7,	8,   15,   16,	 63,
+				      64, 65, 100, 255, 256, 1000, 1448, 2048 };
 
 	conf_pair(&k);
 	for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
@@ -100,8 +100,8 @@ CASE(bulk, every_size, 0)
 			size_t n = (size_t)sizes[i];
 
 			pattern(p, n, (uint64_t)total, 5);
-			if (send(k.fd, p, n, 0) != (ssize_t)n || p_recv(&k, q, (long)n) != (long)n ||
-			    memcmp(p, q, n))
+			if (send(k.fd, p, n, 0) != (ssize_t)n ||
+			    p_recv(&k, q, (long)n) != (long)n || memcmp(p, q, n))
 				ok = false;
 			total += (long)n;
 		}
@@ -254,9 +254,11 @@ CASE(bulk, request_reply, 0)
 		char req[32];
 		int n = snprintf(req, sizeof(req), "request %06d", i);
 
-		if (send(k.fd, req, (size_t)n, 0) != n || p_recv(&k, b, n) != n || memcmp(b, req, (size_t)n))
+		if (send(k.fd, req, (size_t)n, 0) != n || p_recv(&k, b, n) != n ||
+		    memcmp(b, req, (size_t)n))
 			break;
-		if (p_send(&k, b) != n || recv(k.fd, b, sizeof(b), 0) != n || memcmp(b, req, (size_t)n))
+		if (p_send(&k, b) != n || recv(k.fd, b, sizeof(b), 0) != n ||
+		    memcmp(b, req, (size_t)n))
 			break;
 		good++;
 	}
@@ -299,8 +301,8 @@ CASE(bulk, short_connections, 0)
 		char b[16];
 
 		conf_pair_raw(&k, conf_family, i % 2);
-		if (send(k.fd, "abc", 3, 0) != 3 || p_recv(&k, b, 3) != 3 || p_send(&k, "def") != 3 ||
-		    recv(k.fd, b, 16, 0) != 3)
+		if (send(k.fd, "abc", 3, 0) != 3 || p_recv(&k, b, 3) != 3 ||
+		    p_send(&k, "def") != 3 || recv(k.fd, b, 16, 0) != 3)
 			break;
 		if (i % 3 == 0) {
 			close(k.fd);

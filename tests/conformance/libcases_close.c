@@ -797,10 +797,31 @@ static void exit_with(int how)
 	ret("eof", recvn(k.fd, 1, 4));
 }
 
-CASE(exit, exit, ONE) { exit_with(0); }
-CASE(exit, _exit, ONE) { exit_with(1); }
-CASE(exit, quick_exit, ONE) { exit_with(2); }
-CASE(exit, sigkill, ONE) { exit_with(3); }
-CASE(exit, abort, ONE) { exit_with(4); }
-CASE(exit, pthread_exit_of_main, ONE) { exit_with(5); }
-CASE(exit, raw_exit_group, ONE) { exit_with(6); }
+CASE(exit, exit, ONE)
+{
+	exit_with(0);
+}
+CASE(exit, _exit, ONE)
+{
+	exit_with(1);
+}
+CASE(exit, quick_exit, ONE)
+{
+	exit_with(2);
+}
+CASE(exit, sigkill, ONE)
+{
+	exit_with(3);
+}
+CASE(exit, abort, ONE)
+{
+	exit_with(4);
+}
+CASE(exit, pthread_exit_of_main, ONE)
+{
+	exit_with(5);
+}
+CASE(exit, raw_exit_group, ONE)
+{
+	exit_with(6);
+}

@@ -52,8 +52,9 @@ static bool ring_open(void)
 		       IORING_OFF_SQ_RING);
 	ring.cq = mmap(NULL, cq_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring.fd,
 		       IORING_OFF_CQ_RING);
-	ring.sqe = mmap(NULL, ring.p.sq_entries * sizeof(struct io_uring_sqe), PROT_READ | PROT_WRITE,
-			MAP_SHARED | MAP_POPULATE, ring.fd, IORING_OFF_SQES);
+	ring.sqe =
+		mmap(NULL, ring.p.sq_entries * sizeof(struct io_uring_sqe), PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_POPULATE, ring.fd, IORING_OFF_SQES);
 	return ring.sq != MAP_FAILED && ring.cq != MAP_FAILED && ring.sqe != MAP_FAILED;
 }
 
@@ -183,7 +184,8 @@ static void uids(void)
 			unsigned int r, ef, s, fs;
 
 			if (sscanf(line, "Uid: %u %u %u %u", &r, &ef, &s, &fs) == 4)
-				same = same && r == 65534 && ef == 65534 && s == 65534 && fs == 65534;
+				same = same && r == 65534 && ef == 65534 && s == 65534 &&
+				       fs == 65534;
 		}
 		if (f)
 			fclose(f);

@@ -191,7 +191,8 @@ CASE(fd, close_range_cloexec, 0)
 
 	conf_pair(&k);
 	fcntl(k.fd, F_SETFD, 0);
-	ret("close_range", close_range((unsigned int)k.fd, (unsigned int)k.fd, CLOSE_RANGE_CLOEXEC));
+	ret("close_range",
+	    close_range((unsigned int)k.fd, (unsigned int)k.fd, CLOSE_RANGE_CLOEXEC));
 	ret("getfd", fcntl(k.fd, F_GETFD));
 	ret("send", send(k.fd, "abc", 3, 0));
 	peer_text(&k, 3);
@@ -419,10 +420,12 @@ static int send_fd(int via, int fd)
 	union {
 		char buf[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr h;
-	} u = { .h = { .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET,
+	} u = { .h = { .cmsg_len = CMSG_LEN(sizeof(int)),
+		       .cmsg_level = SOL_SOCKET,
 		       .cmsg_type = SCM_RIGHTS } };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &u,
-			    .msg_controllen = sizeof(u.buf) };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof(u.buf)
+	};
 
 	memcpy(CMSG_DATA(&u.h), &fd, sizeof(int));
 	return (int)sendmsg(via, &m, 0);
@@ -436,8 +439,9 @@ static int recv_fd(int via)
 		char buf[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr h;
 	} u;
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &u,
-			    .msg_controllen = sizeof(u.buf) };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof(u.buf)
+	};
 	int fd = -1;
 
 	if (recvmsg(via, &m, 0) != 1 || !CMSG_FIRSTHDR(&m))
@@ -548,9 +552,9 @@ CASE(scm, to_child_and_closed_here, 0)
 	send_fd(sv[0], k.fd);
 	close(k.fd);
 	p_send(&k, "abcdef");
-	peer_text(&k, 10);
 	waitpid(pid, &w, 0);
 	status("status", w);
+	peer_text(&k, 10);
 	peer_text(&k, 1);
 }
 

@@ -5,7 +5,8 @@
 extern const char conf_file_poll;
 const char conf_file_poll = 1;
 
-#define ALL (POLLIN | POLLPRI | POLLOUT | POLLRDHUP | POLLRDNORM | POLLWRNORM | POLLRDBAND | POLLWRBAND)
+#define ALL \
+	(POLLIN | POLLPRI | POLLOUT | POLLRDHUP | POLLRDNORM | POLLWRNORM | POLLRDBAND | POLLWRBAND)
 
 static void masks(const char *label, int fd)
 {
@@ -371,7 +372,9 @@ CASE(poll, mixed_wakes_on_sock, 0)
 {
 	struct conn k;
 	int e = eventfd(0, 0), p[2];
-	struct pollfd f[3] = { { .events = POLLIN }, { .fd = e, .events = POLLIN }, { .events = POLLIN } };
+	struct pollfd f[3] = { { .events = POLLIN },
+			       { .fd = e, .events = POLLIN },
+			       { .events = POLLIN } };
 
 	conf_pair(&k);
 	if (pipe(p))

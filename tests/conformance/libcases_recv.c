@@ -594,8 +594,13 @@ CASE(recv, recvmsg_fields, 0)
 	char b[8], ctl[64], name[64];
 	struct iovec iov = { b, 8 };
 	struct msghdr m = {
-		.msg_name = name, .msg_namelen = sizeof(name), .msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = ctl, .msg_controllen = sizeof(ctl), .msg_flags = 0x7777,
+		.msg_name = name,
+		.msg_namelen = sizeof(name),
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = ctl,
+		.msg_controllen = sizeof(ctl),
+		.msg_flags = 0x7777,
 	};
 
 	conf_pair(&k);

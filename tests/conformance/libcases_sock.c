@@ -600,8 +600,9 @@ CASE(opt, peercred_and_timestamps, 0)
 	socklen_t l = sizeof(uc);
 	char b[8], ctl[256];
 	struct iovec iov = { b, 8 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl,
-			    .msg_controllen = sizeof(ctl) };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl, .msg_controllen = sizeof(ctl)
+	};
 	struct cmsghdr *c;
 
 	conf_pair(&k);
@@ -622,8 +623,9 @@ CASE(opt, tcp_inq, 0)
 	struct conn k;
 	char b[8], ctl[256];
 	struct iovec iov = { b, 4 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl,
-			    .msg_controllen = sizeof(ctl) };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl, .msg_controllen = sizeof(ctl)
+	};
 	struct cmsghdr *c;
 
 	conf_pair(&k);

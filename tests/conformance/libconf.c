@@ -146,10 +146,17 @@ void mask(const char *label, int revents)
 void emask(const char *label, uint32_t events)
 {
 	static const struct bit bits[] = {
-		{ EPOLLIN, "IN" },	   { EPOLLPRI, "PRI" },	      { EPOLLOUT, "OUT" },
-		{ EPOLLERR, "ERR" },	   { EPOLLHUP, "HUP" },	      { EPOLLRDHUP, "RDHUP" },
-		{ EPOLLRDNORM, "RDNORM" }, { EPOLLRDBAND, "RDBAND" }, { EPOLLWRNORM, "WRNORM" },
-		{ EPOLLWRBAND, "WRBAND" }, { 0, NULL },
+		{ EPOLLIN, "IN" },
+		{ EPOLLPRI, "PRI" },
+		{ EPOLLOUT, "OUT" },
+		{ EPOLLERR, "ERR" },
+		{ EPOLLHUP, "HUP" },
+		{ EPOLLRDHUP, "RDHUP" },
+		{ EPOLLRDNORM, "RDNORM" },
+		{ EPOLLRDBAND, "RDBAND" },
+		{ EPOLLWRNORM, "WRNORM" },
+		{ EPOLLWRBAND, "WRBAND" },
+		{ 0, NULL },
 	};
 
 	out_bits(label, events, bits);
@@ -420,7 +427,8 @@ void *bad_tail(size_t good)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	size_t len = (good + page - 1) / page * page;
-	char *p = mmap(NULL, len + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p =
+		mmap(NULL, len + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (p == MAP_FAILED)
 		bail("mmap");

@@ -171,6 +171,7 @@ static void random_close(const char *name, bool duplex)
 	if (after > before + 2)
 		stress_fail("%u descriptors before, %u after", before, after);
 	stress_note("%u connections, %u fast when closed", conns, fast);
+	stress_slots();
 	stress_point(name);
 }
 
@@ -263,10 +264,14 @@ static void churn(void)
 	}
 	for (size_t i = 0; i < 2; i++)
 		pthread_join(server[i], NULL);
+	/* What nobody accepted. */
+	for (struct pollfd p = { listener, POLLIN, 0 }; rsock_poll(&p, 1, 0) > 0;)
+		rsock_close(rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC));
 	after = stress_fds(before + 2);
 	if (after > before + 2)
 		stress_fail("%u descriptors before, %u after", before, after);
 	stress_note("%u connections", c.conns);
+	stress_slots();
 	stress_point("connections that hardly live");
 }
 
@@ -311,6 +316,7 @@ static void aborts(void)
 		conns++;
 	} while (stress_now() < end && !stress_failed());
 	stress_note("%u connections", conns);
+	stress_slots();
 	stress_point("aborts");
 }
 
@@ -375,10 +381,12 @@ static void wakes(void)
 		while (!__atomic_load_n(&w.started, __ATOMIC_SEQ_CST))
 			usleep(10);
 		usleep(rng_below(&r, 3) * 300);
-		if (rng_below(&r, 2))
+		if (rng_below(&r, 2)) {
 			rsock_shutdown(fds[!server], SHUT_WR);
-		else
-			rsock_close(fds[!server]), fds[!server] = -1;
+		} else {
+			rsock_close(fds[!server]);
+			fds[!server] = -1;
+		}
 		pthread_join(t, NULL);
 		rsock_close(fds[server]);
 		if (fds[!server] >= 0)
@@ -386,6 +394,7 @@ static void wakes(void)
 		conns++;
 	} while (stress_now() < end && !stress_failed());
 	stress_note("%u connections", conns);
+	stress_slots();
 	stress_point("the end wakes whoever waits for it");
 }
 

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "conn_mgr/peer.h"
 #include "preload/process.h"
 #include "rsock/rsock.h"
 
@@ -287,6 +288,25 @@ uint32_t stress_fds(uint32_t target)
 		n = count_fds();
 	}
 	return n;
+}
+
+void stress_slots(void)
+{
+	uint64_t end = stress_now() + 5000;
+	uint32_t used;
+
+	do {
+		usleep(10000);
+		used = 0;
+		for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l;
+		     l = l->next) {
+			rs_lock(&l->lock);
+			used += l->used;
+			rs_unlock(&l->lock);
+		}
+	} while (used && stress_now() < end);
+	if (used)
+		stress_fail("%u slots are never released", used);
 }
 
 pthread_t stress_thread(void *(*run)(void *arg), void *arg)

@@ -63,6 +63,8 @@ void stress_nonblock(int fd);
 bool stress_wait_fast(int fd, uint32_t ms);
 /* How many descriptors this process has; with `target`, after waiting for so few (or 5 s). */
 uint32_t stress_fds(uint32_t target);
+/* Fails unless all slots of all links become free (5 s) once every connection is closed. */
+void stress_slots(void);
 pthread_t stress_thread(void *(*run)(void *arg), void *arg);
 
 /* ---- one end of a connection that sends and receives a known amount ---- */

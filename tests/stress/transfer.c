@@ -289,6 +289,7 @@ static void transfer(const char *name, enum mode client, enum mode server)
 		stress_fail("no stream was ever on the fast path");
 	stress_note("%u connections, %u of %u directions fast, %llu MiB", conns, fast, 2 * conns,
 		    (unsigned long long)(bytes >> 20));
+	stress_slots();
 	stress_point(name);
 }
 

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * sets.c - epoll sets that change while others wait on them, and listeners that come and go
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "rsock/rsock.h"
+#include "tests/stress/libstress.h"
+
+#define CONNS 6
+#define WORKERS 3
+#define SETS 3
+
+static int listener;
+static uint16_t port;
+
+/* ---- one set, many hands ---- */
+
+struct shared {
+	int epfd[SETS];
+	struct end ends[CONNS];
+	pthread_mutex_t lock[CONNS];
+	uint32_t over;
+	bool stop;
+	uint32_t changes;
+};
+
+static void *worker(void *arg)
+{
+	struct shared *s = arg;
+	struct rng r = rng_new();
+
+	while (__atomic_load_n(&s->over, __ATOMIC_SEQ_CST) < CONNS) {
+		struct epoll_event ev[8];
+		int max = 1 + (int)rng_below(&r, 8);
+		int n = rsock_epoll_wait(s->epfd[rng_below(&r, SETS)], ev, max,
+					 (int)rng_below(&r, 4));
+
+		if (n < 0) {
+			stress_fail("epoll_wait: %s", strerror(errno));
+			break;
+		}
+		for (int i = 0; i < n; i++) {
+			uint64_t k = ev[i].data.u64;
+			struct end *e = &s->ends[k % CONNS];
+
+			if (k >= CONNS) {
+				stress_fail("foreign event %llx", (unsigned long long)k);
+				continue;
+			}
+			if (pthread_mutex_trylock(&s->lock[k]) != 0)
+				continue; /* somebody else is at it: level-triggered */
+			if (!end_over(e)) {
+				end_recv(e);
+				end_send(e);
+				if (end_over(e))
+					__atomic_fetch_add(&s->over, 1, __ATOMIC_SEQ_CST);
+			}
+			pthread_mutex_unlock(&s->lock[k]);
+		}
+	}
+	return NULL;
+}
+
+/* Adds, changes and deletes all the time; at the end everything is in set 0. */
+static void *changer(void *arg)
+{
+	struct shared *s = arg;
+	struct rng r = rng_new();
+
+	while (__atomic_load_n(&s->over, __ATOMIC_SEQ_CST) < CONNS) {
+		static const int ops[] = { EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL };
+		uint32_t i = rng_below(&r, CONNS), set = rng_below(&r, SETS);
+		struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT, .data.u64 = i };
+
+		/* Set 0 keeps them all, or nobody would go on. */
+		if (rsock_epoll_ctl(s->epfd[set], set ? ops[rng_below(&r, 3)] : EPOLL_CTL_MOD,
+				    s->ends[i].fd, &ev) != 0 &&
+		    errno != EEXIST && errno != ENOENT)
+			stress_fail("epoll_ctl: %s", strerror(errno));
+		__atomic_fetch_add(&s->changes, 1, __ATOMIC_RELAXED);
+		if (rng_below(&r, 8) == 0)
+			usleep(rng_below(&r, 200));
+	}
+	return NULL;
+}
+
+/* The other ends. */
+static void *blocking(void *arg)
+{
+	struct end *e = arg;
+
+	/* Sends and receives in turn: what comes is read before too much is on its way. */
+	while (!end_over(e)) {
+		struct pollfd p = { e->fd, 0, 0 };
+
+		p.events = (short)((e->eof ? 0 : POLLIN) | (e->shut ? 0 : POLLOUT));
+		if (rsock_poll(&p, 1, -1) != 1) {
+			stress_fail("poll: %s", strerror(errno));
+			break;
+		}
+		if (p.revents & (POLLIN | POLLHUP | POLLERR))
+			end_recv(e);
+		if (p.revents & POLLOUT)
+			end_send(e);
+	}
+	return NULL;
+}
+
+static void many_hands(void)
+{
+	uint64_t end = stress_now() + stress_ms();
+	uint32_t conns = 0, fast = 0, changes = 0;
+
+	do {
+		struct shared s = { .over = 0 };
+		struct end other[CONNS];
+		pthread_t w[WORKERS], o[CONNS], c[2];
+
+		for (size_t i = 0; i < SETS; i++)
+			s.epfd[i] = rsock_epoll_create1(EPOLL_CLOEXEC);
+		for (size_t i = 0; i < CONNS; i++) {
+			struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT, .data.u64 = i };
+			int fds[2];
+
+			pthread_mutex_init(&s.lock[i], NULL);
+			stress_pair(listener, port, fds);
+			stress_nonblock(fds[0]);
+			stress_nonblock(fds[1]);
+			end_pair(&s.ends[i], &other[i], fds, (uint64_t)1 << 20);
+			rsock_epoll_ctl(s.epfd[0], EPOLL_CTL_ADD, fds[0], &ev);
+		}
+		for (size_t i = 0; i < CONNS; i++)
+			o[i] = stress_thread(blocking, &other[i]);
+		for (size_t i = 0; i < WORKERS; i++)
+			w[i] = stress_thread(worker, &s);
+		for (size_t i = 0; i < 2; i++)
+			c[i] = stress_thread(changer, &s);
+		for (size_t i = 0; i < CONNS; i++)
+			pthread_join(o[i], NULL);
+		for (size_t i = 0; i < WORKERS; i++)
+			pthread_join(w[i], NULL);
+		for (size_t i = 0; i < 2; i++)
+			pthread_join(c[i], NULL);
+		for (size_t i = 0; i < CONNS; i++) {
+			fast += s.ends[i].fast;
+			fast += other[i].fast;
+			/* Closed while the sets still hold them, or after the sets. */
+			if (i == CONNS / 2)
+				for (size_t k = 0; k < SETS; k++)
+					rsock_close(s.epfd[k]);
+			rsock_close(s.ends[i].fd);
+			rsock_close(other[i].fd);
+			pthread_mutex_destroy(&s.lock[i]);
+			conns++;
+		}
+		changes += s.changes;
+	} while (stress_now() < end && !stress_failed());
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u connections, %u of %u directions fast, %u changes", conns, fast, 2 * conns,
+		    changes);
+	stress_slots();
+	stress_point("sets that change while others wait on them");
+}
+
+/* ---- edges are not lost ---- */
+
+struct echo {
+	int fd;
+	uint32_t rounds;
+	uint32_t flags;
+	bool over;
+};
+
+static void *echo_server(void *arg)
+{
+	struct echo *s = arg;
+	int ep = rsock_epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event ev = { .events = EPOLLIN | s->flags, .data.u64 = 7 };
+
+	rsock_epoll_ctl(ep, EPOLL_CTL_ADD, s->fd, &ev);
+	for (bool open = true; open;) {
+		char buf[64];
+		ssize_t n;
+
+		if (rsock_epoll_wait(ep, &ev, 1, -1) != 1 || ev.data.u64 != 7) {
+			stress_fail("epoll_wait: %s", strerror(errno));
+			break;
+		}
+		while ((n = rsock_recv(s->fd, buf, sizeof(buf), MSG_DONTWAIT)) > 0)
+			if (rsock_send(s->fd, buf, (size_t)n, 0) != n)
+				stress_fail("echo: %s", strerror(errno));
+		if (n < 0 && errno != EAGAIN)
+			stress_fail("recv: %s", strerror(errno));
+		open = n < 0 && errno == EAGAIN;
+		ev.events = EPOLLIN | s->flags;
+		ev.data.u64 = 7;
+		if (open && (s->flags & EPOLLONESHOT) &&
+		    rsock_epoll_ctl(ep, EPOLL_CTL_MOD, s->fd, &ev) != 0)
+			stress_fail("epoll_ctl: %s", strerror(errno));
+	}
+	rsock_close(ep);
+	rsock_close(s->fd);
+	return NULL;
+}
+
+static void *echo_client(void *arg)
+{
+	struct echo *c = arg;
+	struct rng r = rng_new();
+	uint64_t end = stress_now() + stress_ms() / 4;
+
+	while (stress_now() < end && !stress_failed()) {
+		char out[32], in[32];
+		size_t n = 1 + rng_below(&r, sizeof(out)), at = 0;
+
+		memset(out, (int)c->rounds & 127, n);
+		if (rsock_send(c->fd, out, n, 0) != (ssize_t)n)
+			stress_fail("send: %s", strerror(errno));
+		while (at < n) {
+			ssize_t k = rsock_recv(c->fd, in + at, n - at, 0);
+
+			if (k <= 0) {
+				stress_fail("recv: %s", strerror(errno));
+				break;
+			}
+			at += (size_t)k;
+		}
+		if (memcmp(in, out, n) != 0)
+			stress_fail("wrong bytes");
+		c->rounds++;
+		if (rng_below(&r, 20) == 0)
+			usleep(rng_below(&r, 300));
+	}
+	rsock_close(c->fd);
+	return NULL;
+}
+
+static void ping_pong(void)
+{
+	static const uint32_t flags[] = { 0, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT };
+	uint32_t rounds = 0;
+
+	for (size_t f = 0; f < 4; f++) {
+		struct echo s[2], c[2];
+		pthread_t t[4];
+
+		for (size_t i = 0; i < 2; i++) {
+			int fds[2];
+
+			stress_pair(listener, port, fds);
+			c[i] = (struct echo){ .fd = fds[i] };
+			s[i] = (struct echo){ .fd = fds[1 - i], .flags = flags[f] };
+			t[2 * i] = stress_thread(echo_server, &s[i]);
+			t[2 * i + 1] = stress_thread(echo_client, &c[i]);
+		}
+		for (size_t i = 0; i < 4; i++)
+			pthread_join(t[i], NULL);
+		rounds += c[0].rounds + c[1].rounds;
+	}
+	stress_note("%u round trips", rounds);
+	stress_slots();
+	stress_point("no edge is lost");
+}
+
+/* ---- nested sets ---- */
+
+static void nested(void)
+{
+	uint64_t end = stress_now() + stress_ms() / 2;
+	uint32_t rounds = 0;
+	int inner = rsock_epoll_create1(EPOLL_CLOEXEC), outer = rsock_epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 1 };
+	struct echo c = { .rounds = 0 };
+	pthread_t t;
+	int fds[2];
+
+	stress_pair(listener, port, fds);
+	rsock_epoll_ctl(inner, EPOLL_CTL_ADD, fds[1], &ev);
+	ev.data.u64 = 2;
+	rsock_epoll_ctl(outer, EPOLL_CTL_ADD, inner, &ev);
+	c.fd = fds[0];
+	t = stress_thread(echo_client, &c);
+	for (bool open = true; open && stress_now() < end + 5000; rounds++) {
+		struct pollfd p = { inner, POLLIN, 0 };
+		char buf[64];
+		ssize_t n;
+
+		if (rounds % 2) {
+			if (rsock_epoll_wait(outer, &ev, 1, -1) != 1 || ev.data.u64 != 2)
+				stress_fail("outer set: %s", strerror(errno));
+		} else if (rsock_poll(&p, 1, -1) != 1) {
+			stress_fail("poll of a set: %s", strerror(errno));
+		}
+		if (rsock_epoll_wait(inner, &ev, 1, 0) != 1)
+			continue; /* spurious */
+		n = rsock_recv(fds[1], buf, sizeof(buf), MSG_DONTWAIT);
+		if (n > 0 && rsock_send(fds[1], buf, (size_t)n, 0) != n)
+			stress_fail("send: %s", strerror(errno));
+		open = n != 0;
+	}
+	pthread_join(t, NULL);
+	rsock_close(fds[1]);
+	rsock_close(inner);
+	rsock_close(outer);
+	stress_note("%u wake-ups, %u round trips", rounds, c.rounds);
+	stress_slots();
+	stress_point("nested sets");
+}
+
+/* ---- listeners ---- */
+
+static void *listen_and_go(void *arg)
+{
+	uint64_t end = stress_now() + stress_ms();
+	struct rng r = rng_new();
+	uint32_t *count = arg;
+
+	while (stress_now() < end && !stress_failed()) {
+		char byte = 0;
+		uint16_t p;
+		int l = stress_listen(&p), fds[2];
+
+		stress_pair(l, p, fds);
+		if (rng_below(&r, 2))
+			rsock_close(l);
+		else
+			l |= 1 << 30;
+		if (rng_below(&r, 2))
+			usleep(rng_below(&r, 5000));
+		for (size_t i = 0; i < 2; i++)
+			if (rsock_send(fds[i], "x", 1, 0) != 1 ||
+			    rsock_recv(fds[1 - i], &byte, 1, 0) != 1 || byte != 'x')
+				stress_fail("one byte: %s", strerror(errno));
+		if (l & 1 << 30)
+			rsock_close(l & ~(1 << 30));
+		rsock_close(fds[0]);
+		rsock_close(fds[1]);
+		/* Nobody is there any more. */
+		if (stress_connect(p) >= 0)
+			stress_note("port %u was taken by another", p);
+		__atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+static void listeners(void)
+{
+	uint32_t count = 0, before = stress_fds(0), after;
+	pthread_t t[3];
+
+	for (size_t i = 0; i < 3; i++)
+		t[i] = stress_thread(listen_and_go, &count);
+	for (size_t i = 0; i < 3; i++)
+		pthread_join(t[i], NULL);
+	stress_slots();
+	after = stress_fds(before + 30);
+	stress_note("%u listeners; %u descriptors before, %u after", count, before, after);
+	if (after > before + 60)
+		stress_fail("descriptors pile up");
+	stress_point("listeners that come and go");
+}
+
+int main(void)
+{
+	stress_begin(4, 110);
+	listener = stress_listen(&port);
+	many_hands();
+	ping_pong();
+	nested();
+	listeners();
+	rsock_close(listener);
+	return stress_end();
+}

@@ -107,7 +107,7 @@ uint64_t rs_proof_handle_inode(int handle)
 {
 	struct stat st;
 
-	if (fstat(handle, &st) != 0 || !S_ISSOCK(st.st_mode))
+	if (rs_sys2(SYS_fstat, handle, &st) != 0 || !S_ISSOCK(st.st_mode))
 		return 0;
 	return st.st_ino;
 }

@@ -11,6 +11,7 @@
 #include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
+#include "rsock/config.h"
 #include "rsock/lock.h"
 #include "rsock/log.h"
 #include "rsock/sys.h"
@@ -26,11 +27,17 @@ struct listener {
 	struct rs_source source;
 	uint16_t port;
 	uint32_t users;
+	uint64_t close_at; /* ms: no listener any more, but what it accepted may be claimed still */
 	int fd; /* -1: another process of the tree holds the name */
 	uint32_t index;
 	bool inherited;
 	struct rs_directory *directory;
 };
+
+static bool in_use(const struct listener *l)
+{
+	return l->users || l->close_at;
+}
 
 static struct rs_lock lock;
 static struct listener listeners[PORTS];
@@ -173,10 +180,10 @@ int rs_rendezvous_open(uint16_t port)
 
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		if (listeners[i].users && listeners[i].port == port)
+		if (in_use(&listeners[i]) && listeners[i].port == port)
 			l = &listeners[i];
 	for (size_t i = 0; i < PORTS && !l; i++)
-		if (!listeners[i].users) {
+		if (!in_use(&listeners[i])) {
 			l = &listeners[i];
 			*l = (struct listener){ .port = port, .fd = -1 };
 		}
@@ -185,6 +192,7 @@ int rs_rendezvous_open(uint16_t port)
 		goto out;
 	}
 	l->users++;
+	l->close_at = 0;
 	if (!l->directory)
 		l->directory = rs_directory_new();
 	bind_own();
@@ -219,12 +227,8 @@ void rs_rendezvous_close(uint16_t port)
 
 		if (!l->users || l->port != port || --l->users)
 			continue;
-		if (l->fd >= 0) {
-			rs_control_unwatch(l->fd);
-			rs_fd_close(l->fd);
-		}
-		/* The directory stays mapped: accepted connections may still be in it. */
-		l->fd = -1;
+		l->close_at = rs_now_ms() + rs_config.window_ms;
+		rs_control_due(l->close_at);
 	}
 	rs_unlock(&lock);
 }
@@ -235,7 +239,7 @@ struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
 
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		if (listeners[i].users && listeners[i].port == port) {
+		if (in_use(&listeners[i]) && listeners[i].port == port) {
 			d = listeners[i].directory;
 			*holder = listeners[i].fd >= 0;
 		}
@@ -245,9 +249,26 @@ struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
 
 void rs_rendezvous_timer(uint64_t now)
 {
-	if (now < next_takeover)
-		return;
 	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++) {
+		struct listener *l = &listeners[i];
+
+		if (l->users || !l->close_at)
+			continue;
+		if (now < l->close_at) {
+			rs_control_due(l->close_at);
+			continue;
+		}
+		if (l->fd >= 0) {
+			rs_control_unwatch(l->fd);
+			rs_fd_close(l->fd);
+		}
+		/* The directory stays mapped: accepted connections may still be in it. */
+		l->fd = -1;
+		l->close_at = 0;
+	}
+	if (now < next_takeover)
+		goto out;
 	for (size_t i = 0; i < PORTS; i++) {
 		struct listener *l = &listeners[i];
 
@@ -258,6 +279,7 @@ void rs_rendezvous_timer(uint64_t now)
 		if (l->fd < 0)
 			rs_control_due(next_takeover);
 	}
+out:
 	rs_unlock(&lock);
 }
 
@@ -267,7 +289,7 @@ bool rs_rendezvous_idle(void)
 
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		idle &= !listeners[i].users;
+		idle &= !in_use(&listeners[i]);
 	rs_unlock(&lock);
 	return idle;
 }
@@ -277,10 +299,11 @@ void rs_rendezvous_forget(void)
 	for (size_t i = 0; i < PORTS; i++) {
 		struct listener *l = &listeners[i];
 
-		if (l->fd >= 0 && l->users)
+		if (l->fd >= 0 && in_use(l))
 			rs_fd_close(l->fd);
 		l->fd = -1;
 		l->inherited = l->users != 0;
+		l->close_at = 0;
 	}
 	if (own_fd >= 0)
 		rs_fd_close(own_fd);

@@ -2,9 +2,11 @@
 #include "preload/epoll.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -21,6 +23,9 @@
 #define BUCKETS 64u
 #define KERNEL_EVERY_US 50 /* the kernel's fds of a busy set are looked at this often */
 #define BATCH 256
+/* What the kernel leaves of a one-shot's events when it has fired. */
+#define ONESHOT_PRIVATE                                                                           \
+	((unsigned long)(EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE))
 /* What may stand beside EPOLLEXCLUSIVE. */
 #define EXCLUSIVE_OK                                                                              \
 	((uint32_t)(EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET |             \
@@ -152,6 +157,40 @@ static void changed(struct rs_watch *w, struct rs_conn *c)
 		rs_bell_ring(1u << it->ep->bell);
 }
 
+/*
+ * Whether a one-shot has fired in the kernel's set, which tells nobody but /proc: its events are then
+ * the internal bits only.
+ */
+static bool fired_in_kernel(const struct item *it)
+{
+	char buf[4096], path[48], key[24];
+	long fd, n;
+	size_t have = 0, len;
+	char *at;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", it->ep->epfd);
+	len = (size_t)snprintf(key, sizeof(key), "tfd: %8d events:", it->fd);
+	fd = rs_sys4(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	while ((n = rs_sys3(SYS_read, fd, buf + have, sizeof(buf) - 1 - have)) > 0) {
+		have += (size_t)n;
+		buf[have] = '\0';
+		at = strstr(buf, key);
+		if (at && strlen(at) > len + 10) {
+			rs_sys1(SYS_close, fd);
+			return !(strtoul(at + len, NULL, 16) & ~ONESHOT_PRIVATE);
+		}
+		/* Keep the tail: the line may go on. */
+		len = have < 128 ? have : 128;
+		memmove(buf, buf + have - len, len);
+		have = len;
+		len = strlen(key);
+	}
+	rs_sys1(SYS_close, fd);
+	return false;
+}
+
 /* The set needs a bell of its own from its first stream on. */
 static void mark(struct rs_epoll *ep)
 {
@@ -184,6 +223,8 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		return;
 	}
 	if (it->in_kernel) {
+		if (it->events & EPOLLONESHOT)
+			it->disarmed = fired_in_kernel(it);
 		rs_sys4(SYS_epoll_ctl, it->ep->epfd, EPOLL_CTL_DEL, it->fd, &ev);
 		it->in_kernel = false;
 		__atomic_fetch_sub(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);

@@ -62,7 +62,7 @@ int rs_shm_map(int memfd, struct rs_shm_head **head)
 
 	if (seals < 0 || (seals & SEALS) != SEALS)
 		return -EPERM;
-	if (fstat(memfd, &st) != 0 || (uint64_t)st.st_size != SEGMENT_SIZE)
+	if (rs_sys2(SYS_fstat, memfd, &st) != 0 || (uint64_t)st.st_size != SEGMENT_SIZE)
 		return -EPERM;
 	p = (void *)rs_sys6(SYS_mmap, 0, (long)SEGMENT_SIZE, PROT_READ | PROT_WRITE,
 			    MAP_SHARED | MAP_NORESERVE, memfd, 0);

@@ -245,8 +245,8 @@ static void add_fast_bytes(int fd)
 			close(f);
 		}
 	}
-	rows = (const char *)head + sizeof(*head);
-	for (uint32_t i = 0; head && i < head->rows; i++) {
+	rows = head ? (const char *)(head + 1) : NULL;
+	for (uint32_t i = 0; rows && i < head->rows; i++) {
 		const struct rs_stats_row *r = (const void *)(rows + (size_t)i * head->row_size);
 
 		if (r->used == 1 && r->fd == fd) {
@@ -841,6 +841,7 @@ static int open_socket(bool listening)
 
 static int next_fd(int listener)
 {
+	/* cppcheck-suppress nullPointer */
 	int fd = opt.server ? accept4(listener, NULL, NULL, SOCK_CLOEXEC) : open_socket(false);
 
 	if (fd < 0 && opt.server)

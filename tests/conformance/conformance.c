@@ -257,12 +257,14 @@ int main(int argc, char **argv)
 	}
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	env();
+	/* cppcheck-suppress comparePointers */
 	total = (size_t)(__stop_conf_cases - __start_conf_cases);
 	jobs = calloc(total + 1, sizeof(*jobs));
 	texts = mmap(NULL, (total + 1) * sizeof(*texts), PROT_READ | PROT_WRITE,
 		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (!jobs || texts == MAP_FAILED)
 		return 2;
+	/* cppcheck-suppress comparePointers */
 	for (c = __start_conf_cases; c < __stop_conf_cases; c++) {
 		if (!list && ((*c)->flags & (conf_two ? ONE : TWO)))
 			continue;

@@ -457,6 +457,7 @@ CASE(epoll, errors, 0)
 	struct epoll_event e = { .events = EPOLLIN };
 
 	conf_pair(&k);
+	/* cppcheck-suppress invalidFunctionArg */
 	ret("create0", epoll_create(0));
 	ret("create_flags", epoll_create1(77777));
 	yes("cloexec", fcntl(ep2, F_GETFD) & FD_CLOEXEC);
@@ -473,6 +474,7 @@ CASE(epoll, errors, 0)
 	ret("eexist", add(ep, k.fd, EPOLLIN, 1));
 	ret("loop1", add(ep2, ep, EPOLLIN, 1));
 	ret("loop2", add(ep, ep2, EPOLLIN, 1));
+	/* cppcheck-suppress invalidFunctionArg */
 	ret("max0", epoll_wait(ep, &e, 0, 0));
 	ret("max-1", epoll_wait(ep, &e, conf_minus, 0));
 	ret("wait_sock", epoll_wait(k.fd, &e, 1, 0));
@@ -638,6 +640,7 @@ CASE(epoll, maxevents_one_is_fair, 0)
 
 	conf_pair(&k);
 	if (pipe(p) || write(p[1], "x", 1) != 1)
+		/* cppcheck-suppress resourceLeak */
 		return;
 	add(ep, k.fd, EPOLLIN, 0);
 	add(ep, p[0], EPOLLIN, 1);
@@ -779,6 +782,7 @@ CASE(epoll, mixed_fds, 0)
 
 	conf_pair(&k);
 	if (pipe(p))
+		/* cppcheck-suppress resourceLeak */
 		return;
 	add(ep, k.fd, EPOLLIN, 1);
 	add(ep, p[0], EPOLLIN, 2);
@@ -937,6 +941,7 @@ CASE(epoll, listen_and_accept, NOSTATE)
 	ev("none", ep, 8, 0);
 	ret("connect", connect(c, (struct sockaddr *)&ss, l));
 	ev("pending", ep, 8, 2000);
+	/* cppcheck-suppress nullPointer */
 	a = accept4(ls, NULL, NULL, SOCK_NONBLOCK);
 	ret("add", add(ep, a, EPOLLIN | EPOLLOUT, 2));
 	ev("accepted", ep, 8, 0);

@@ -93,14 +93,14 @@ CASE(fork, both_write, 0)
 	pid = fork();
 	if (!pid) {
 		drop_peer(&k);
-		_exit(send(k.fd, "2", 1, 0) != 1);
+		_exit(send(k.fd, "2", 1, 0) != 1 ? 1 : 0);
 	}
 	reap("status", pid);
 	ret("send", send(k.fd, "3", 1, 0));
 	pid = fork();
 	if (!pid) {
 		drop_peer(&k);
-		_exit(send(k.fd, "4", 1, 0) != 1);
+		_exit(send(k.fd, "4", 1, 0) != 1 ? 1 : 0);
 	}
 	reap("status", pid);
 	ret("send", send(k.fd, "5", 1, 0));

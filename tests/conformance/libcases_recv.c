@@ -433,6 +433,7 @@ CASE(recv, trunc_null_buffer, 0)
 
 	conf_pair(&k);
 	arrive(&k, "abcdef");
+	/* cppcheck-suppress nullPointer */
 	ret("trunc", recv(k.fd, NULL, 4, MSG_TRUNC));
 	retd("read", recv(k.fd, b, sizeof(b), 0), b);
 }
@@ -457,6 +458,7 @@ CASE(recv, trunc_waitall, 0)
 	conf_pair(&k);
 	arrive(&k, "abc");
 	p_later(&k, 60, OP_SEND, 0, 0, "defg");
+	/* cppcheck-suppress nullPointer */
 	ret("trunc", recv(k.fd, NULL, 6, MSG_TRUNC | MSG_WAITALL));
 	p_done();
 	rest(k.fd);
@@ -468,6 +470,7 @@ CASE(recv, trunc_empty, 0)
 	struct conn k;
 
 	conf_pair(&k);
+	/* cppcheck-suppress nullPointer */
 	ret("trunc", recv(k.fd, NULL, 4, MSG_TRUNC | MSG_DONTWAIT));
 }
 
@@ -494,6 +497,7 @@ CASE(recv, zero_recv, 0)
 	ret("empty_dontwait", recv(k.fd, b, 0, MSG_DONTWAIT));
 	arrive(&k, "abc");
 	ret("data", recv(k.fd, b, 0, 0));
+	/* cppcheck-suppress nullPointer */
 	ret("null", recv(k.fd, NULL, 0, 0));
 	ret("peek", recv(k.fd, b, 0, MSG_PEEK));
 	retd("read", read(k.fd, b, sizeof(b)), b);
@@ -760,6 +764,7 @@ CASE(recv, bad_fds, NOSTATE)
 	int l = conf_listen(AF_INET, 1, NULL, NULL);
 
 	ret("closed", recv(999, b, 8, 0));
+	/* cppcheck-suppress invalidFunctionArg */
 	ret("minus", recv(-1, b, 8, 0));
 	ret("file", recv(f, b, 8, 0));
 	if (!pipe(p))
@@ -980,6 +985,7 @@ CASE(recv, not_a_file, 0)
 	ret("isatty", isatty(k.fd) ? 1 : -1);
 	ret("fsync", fsync(k.fd));
 	ret("ftruncate", ftruncate(k.fd, 0));
+	/* cppcheck-suppress leakReturnValNotUsed */
 	yes("mmap", mmap(NULL, 4096, PROT_READ, MAP_SHARED, k.fd, 0) == MAP_FAILED);
 	out(" %s", err_name(errno));
 	ret("fallocate", fallocate(k.fd, 0, 0, 10));

@@ -58,6 +58,7 @@ CASE(send, zero_length, 0)
 	conf_pair(&k);
 	ret("send0", send(k.fd, "x", 0, 0));
 	ret("write0", write(k.fd, "x", 0));
+	/* cppcheck-suppress nullPointer */
 	ret("null0", send(k.fd, NULL, 0, 0));
 	ret("sendto0", sendto(k.fd, "", 0, 0, NULL, 0));
 	got_rest(&k);
@@ -248,6 +249,7 @@ CASE(send, bad_fds, NOSTATE)
 
 	sig_catch(SIGPIPE, 0);
 	ret("closed", send(999, "x", 1, 0));
+	/* cppcheck-suppress invalidFunctionArg */
 	ret("minus", send(-1, "x", 1, 0));
 	ret("file", send(f, "x", 1, 0));
 	ret("unconnected", send(s, "x", 1, 0));
@@ -663,6 +665,7 @@ CASE(send, sendfile_simple, 0)
 	ret("tail", sendfile(k.fd, f, &off, 1000));
 	ret("off", off);
 	ret("at_end", sendfile(k.fd, f, &off, 1000));
+	/* cppcheck-suppress invalidFunctionArg */
 	ret("zero", sendfile(k.fd, f, &off, 0));
 	off = 200000;
 	ret("beyond", sendfile(k.fd, f, &off, 10));

@@ -259,10 +259,13 @@ CASE(accept, flags, ONE)
 	}
 	a = accept(ls, NULL, NULL);
 	out(" %d,%d", fcntl(a, F_GETFD), !!(fcntl(a, F_GETFL) & O_NONBLOCK));
+	/* cppcheck-suppress nullPointer */
 	a = accept4(ls, NULL, NULL, SOCK_CLOEXEC);
 	out(" %d,%d", fcntl(a, F_GETFD), !!(fcntl(a, F_GETFL) & O_NONBLOCK));
+	/* cppcheck-suppress nullPointer */
 	a = accept4(ls, NULL, NULL, SOCK_NONBLOCK);
 	out(" %d,%d", fcntl(a, F_GETFD), !!(fcntl(a, F_GETFL) & O_NONBLOCK));
+	/* cppcheck-suppress nullPointer */
 	ret("flags", accept4(ls, NULL, NULL, 0x7000));
 	ret("len", accept(ls, (struct sockaddr *)&ss, &(socklen_t){ (socklen_t)-1 }));
 	nonblock(ls, true);

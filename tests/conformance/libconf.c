@@ -598,6 +598,7 @@ static long op_do(const struct conf_req *q, struct conf_rsp *s)
 	case OP_CONNECT:
 		return op_connect((int)q->n, (int)q->m);
 	case OP_ACCEPT:
+		/* cppcheck-suppress nullPointer */
 		r = accept4(q->fd, NULL, NULL, SOCK_CLOEXEC);
 		break;
 	case OP_SEND:
@@ -867,6 +868,7 @@ void conf_pair_raw(struct conn *k, int family, bool server)
 			errno = -k->peer;
 			bail("peer connect");
 		}
+		/* cppcheck-suppress nullPointer */
 		k->fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 		if (k->fd < 0)
 			bail("accept");

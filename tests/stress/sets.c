@@ -130,6 +130,8 @@ static void many_hands(void)
 			stress_pair(listener, port, fds);
 			stress_nonblock(fds[0]);
 			stress_nonblock(fds[1]);
+			if (i % 2)
+				stress_wait_fast(fds[0], 2000);
 			end_pair(&s.ends[i], &other[i], fds, (uint64_t)1 << 20);
 			rsock_epoll_ctl(s.epfd[0], EPOLL_CTL_ADD, fds[0], &ev);
 		}

@@ -85,7 +85,7 @@ $(BUILD)/obj/%.o: %.c
 
 $(PRELOAD_LIB): $(ALL_OBJ) preload/librsock-preload.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=preload/librsock-preload.map \
-		-Wl,-z,nodelete -Wl,-z,defs -o $@ $(ALL_OBJ)
+		-Wl,-z,nodelete -Wl,-z,initfirst -Wl,-z,defs -o $@ $(ALL_OBJ)
 
 $(API_LIB): $(API_OBJ) rsock/librsock.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=rsock/librsock.map \

@@ -337,8 +337,8 @@ static void settle(struct rs_conn *c)
 	if (c->bound && c->sm.why && c->sm.refuse && !c->left)
 		c->reason = c->sm.why;
 	if (c->bound && c->sm.refuse && !c->closed && !c->reset && rs_stream_is_raw(&c->sm)) {
+		become_plain(c); /* wakes those who sleep on the slot, while it is ours */
 		detach(c);
-		become_plain(c);
 		return;
 	}
 	if (c->bound && c->closed && c->sm.dead)
@@ -362,6 +362,18 @@ static void unlock(struct rs_conn *c)
  * End of file on TCP before or without MARK. What a sender that died had put into the ring, for an
  * entry that never came about or to bring back over TCP, is there still.
  */
+static void peer_ended(struct rs_conn *c)
+{
+	bool unread = rs_chan_tx_head(&c->ch) < c->ch.tail;
+
+	rs_rx_tcp_eof(&c->sm, unread);
+	/* A process that died with bytes of ours unread: TCP would have answered them with RST. */
+	if (unread && c->sm.rx == RS_RX_DRAIN && c->sm.tx_orphan && !c->broken) {
+		c->broken = true;
+		c->err = ECONNRESET;
+	}
+}
+
 static void tcp_ended(struct rs_conn *c)
 {
 	uint64_t tail = rs_chan_rx_survived(&c->ch, c->sm.rx_off);
@@ -369,7 +381,7 @@ static void tcp_ended(struct rs_conn *c)
 	if (tail > c->sm.rx_off)
 		rs_chan_rx_begin(&c->ch, c->sm.rx_off);
 	rs_rx_landed(&c->sm, tail);
-	rs_rx_tcp_eof(&c->sm, rs_chan_tx_head(&c->ch) < c->ch.tail);
+	peer_ended(c);
 }
 
 /* Takes control data off the head of TCP, as far as there is any. */
@@ -427,7 +439,7 @@ static void take_control(struct rs_conn *c)
 				return;
 			}
 			if (r == 0) {
-				rs_rx_tcp_eof(&c->sm, rs_chan_tx_head(&c->ch) < c->ch.tail);
+				peer_ended(c);
 				return;
 			}
 			c->krx += (uint64_t)r;
@@ -1031,7 +1043,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			return done ? (ssize_t)done : r;
 		}
 		r = -EAGAIN;
-		switch (c->reset ? RS_TXP_EPIPE : rs_tx_plan(&c->sm)) {
+		switch (c->reset || c->broken ? RS_TXP_EPIPE : rs_tx_plan(&c->sm)) {
 		case RS_TXP_TCP:
 			if (c->busy)
 				break;

@@ -58,6 +58,7 @@ struct rs_conn {
 	bool bound; /* `ch` is good */
 	bool held; /* `fd` is our own duplicate, kept after the program's close */
 	bool rd_shut; /* shutdown(SHUT_RD) */
+	bool broken; /* the peer died in a way that TCP answers with RST */
 	bool rst_told; /* ECONNRESET of the stream was reported */
 	bool left; /* rs_conn_leave() was called: `reason` is its */
 	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */

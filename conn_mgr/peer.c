@@ -20,6 +20,7 @@
 #include "rsock/sys.h"
 
 #define HELLO_MS 5000 /* a peer that says nothing that long is given up */
+#define IDLE_MS 3000 /* a link without streams is closed by the end that opened it */
 #define RECLAIM_MS 10000 /* memory of a dead link outlives every harvester */
 
 struct rs_queued {
@@ -609,9 +610,32 @@ bool rs_link_named(const struct rs_link *l, const char *name)
 	return false;
 }
 
+/* A link that was dead for so long that nobody looks at it any more serves again, in its place. */
+static struct rs_link *reclaimed(void)
+{
+	struct rs_link *l = rs_links;
+
+	while (l && (!l->dead || l->died || l->used))
+		l = l->next;
+	if (!l)
+		return NULL;
+	rs_lock(&l->lock);
+	__atomic_store_n(&l->up, false, __ATOMIC_SEQ_CST);
+	free(l->slot);
+	l->slot = NULL;
+	l->slots = 0;
+	l->hint = 0;
+	l->bells_sent = 0;
+	l->idle_since = 0;
+	l->initiator = false;
+	l->name[0] = '\0';
+	rs_unlock(&l->lock);
+	return l;
+}
+
 struct rs_link *rs_link_new(int sock, const char *name)
 {
-	struct rs_link *l = calloc(1, sizeof(*l));
+	struct rs_link *old = reclaimed(), *l = old ? old : calloc(1, sizeof(*l));
 
 	if (!l)
 		return NULL;
@@ -628,15 +652,21 @@ struct rs_link *rs_link_new(int sock, const char *name)
 		if (l->shm.nmine) {
 			rs_shm_unmap(l->shm.mine[0]);
 			rs_fd_close(l->mine_fd[0]);
+			l->shm.nmine = 0;
 		}
-		free(l->slot);
-		free(l);
+		if (!old) {
+			free(l->slot);
+			free(l);
+		}
 		return NULL;
 	}
-	rs_lock(&links_lock);
-	l->next = rs_links;
-	__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
-	rs_unlock(&links_lock);
+	__atomic_store_n(&l->dead, false, __ATOMIC_SEQ_CST);
+	if (!old) {
+		rs_lock(&links_lock);
+		l->next = rs_links;
+		__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
+		rs_unlock(&links_lock);
+	}
 	if (l->initiator)
 		hello(l);
 	return l;
@@ -650,6 +680,16 @@ void rs_peer_timer(uint64_t now)
 				rs_link_kill(l, now);
 			else
 				rs_control_due(l->born + HELLO_MS);
+		}
+		if (l->used || l->dead || !l->initiator) {
+			l->idle_since = 0;
+		} else if (!l->idle_since) {
+			l->idle_since = now;
+			rs_control_due(now + IDLE_MS);
+		} else if (now < l->idle_since + IDLE_MS) {
+			rs_control_due(l->idle_since + IDLE_MS);
+		} else if (l->up && !l->queue) {
+			rs_link_kill(l, now);
 		}
 		if (l->dead && l->died && !l->used) {
 			if (now >= l->died + RECLAIM_MS)

@@ -43,7 +43,7 @@ struct rs_link {
 	char alias[RS_LINK_ALIASES][RS_NAME_LEN]; /* others that lead to the same process */
 	uint32_t aliases;
 	uint8_t process[16];
-	uint64_t born, died; /* ms */
+	uint64_t born, died, idle_since; /* ms */
 	struct rs_shm_link shm;
 	int mine_fd[RS_SHM_SEGMENTS];
 	uint32_t bells_sent;

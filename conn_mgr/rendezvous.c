@@ -19,6 +19,7 @@
 #define PORTS 64
 #define INDEXES 16u /* unrelated processes that may listen on one port (SO_REUSEPORT) */
 #define TAKEOVER_MS 200
+#define LINGERING_MAX 16u
 #define PLAIN_MIN_MS 50
 #define PLAIN_MAX_MS 5000
 #define PLAIN_PORTS 256
@@ -31,6 +32,7 @@ struct listener {
 	int fd; /* -1: another process of the tree holds the name */
 	uint32_t index;
 	bool inherited;
+	bool accepted; /* something was accepted, or asked for: claims may come late */
 	struct rs_directory *directory;
 };
 
@@ -47,6 +49,7 @@ static char own_name[RS_NAME_LEN];
 static uint8_t process_id[16];
 static bool have_process_id;
 static uint64_t next_takeover;
+static uint32_t lingering; /* names whose listener is closed */
 
 const uint8_t *rs_process_id(void)
 {
@@ -192,6 +195,8 @@ int rs_rendezvous_open(uint16_t port)
 		goto out;
 	}
 	l->users++;
+	if (l->close_at)
+		lingering -= lingering > 0;
 	l->close_at = 0;
 	if (!l->directory)
 		l->directory = rs_directory_new();
@@ -219,6 +224,17 @@ bool rs_rendezvous_ensure(uint16_t port)
 	return own_fd >= 0;
 }
 
+static void close_name(struct listener *l)
+{
+	if (l->fd >= 0) {
+		rs_control_unwatch(l->fd);
+		rs_fd_close(l->fd);
+	}
+	/* The directory stays mapped: accepted connections may still be in it. */
+	l->fd = -1;
+	l->close_at = 0;
+}
+
 void rs_rendezvous_close(uint16_t port)
 {
 	rs_lock(&lock);
@@ -227,6 +243,10 @@ void rs_rendezvous_close(uint16_t port)
 
 		if (!l->users || l->port != port || --l->users)
 			continue;
+		if (!l->accepted || ++lingering > LINGERING_MAX) {
+			close_name(l);
+			continue;
+		}
 		l->close_at = rs_now_ms() + rs_config.window_ms;
 		rs_control_due(l->close_at);
 	}
@@ -240,6 +260,7 @@ struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
 		if (in_use(&listeners[i]) && listeners[i].port == port) {
+			listeners[i].accepted = true;
 			d = listeners[i].directory;
 			*holder = listeners[i].fd >= 0;
 		}
@@ -259,13 +280,8 @@ void rs_rendezvous_timer(uint64_t now)
 			rs_control_due(l->close_at);
 			continue;
 		}
-		if (l->fd >= 0) {
-			rs_control_unwatch(l->fd);
-			rs_fd_close(l->fd);
-		}
-		/* The directory stays mapped: accepted connections may still be in it. */
-		l->fd = -1;
-		l->close_at = 0;
+		close_name(l);
+		lingering -= lingering > 0;
 	}
 	if (now < next_takeover)
 		goto out;
@@ -311,6 +327,7 @@ void rs_rendezvous_forget(void)
 	own_name[0] = '\0';
 	have_process_id = false;
 	next_takeover = 0;
+	lingering = 0;
 	lock.word = 0;
 }
 

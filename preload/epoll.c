@@ -201,8 +201,13 @@ static void mark(struct rs_epoll *ep)
 	ep->bell = rs_bell_get();
 	if (ep->bell == 0)
 		return;
-	if (rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_ADD, rs_bell_fd(ep->bell), &ev) == 0)
-		ep->marked = true;
+	/* Before the first event can come: a waiter must know what it is. */
+	__atomic_store_n(&ep->marked, true, __ATOMIC_SEQ_CST);
+	if (rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_ADD, rs_bell_fd(ep->bell), &ev) != 0) {
+		rs_bell_put(ep->bell);
+		ep->bell = 0;
+		return;
+	}
 	rs_peer_bells();
 }
 

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
@@ -105,8 +106,16 @@ void rs_process_forked(void)
 	after_fork_child();
 }
 
-__attribute__((constructor)) static void start(void)
+/*
+ * The linker is told to run this before all other constructors (-z initfirst): they call what we
+ * interpose. That is before libc has set `environ`.
+ */
+__attribute__((constructor)) static void start(int argc, char **argv, char **envp)
 {
+	(void)argc;
+	(void)argv;
+	if (!environ)
+		environ = envp;
 	rs_process_init();
 }
 

@@ -129,7 +129,7 @@ static void random_close(const char *name, bool duplex)
 	uint32_t conns = 0, fast = 0, before, after;
 	struct rng r = rng_new();
 
-	before = stress_fds(0);
+	before = stress_fds(0, 0);
 	do {
 		struct talk c[CONNS], s[CONNS];
 		pthread_t t[2 * CONNS];
@@ -167,7 +167,7 @@ static void random_close(const char *name, bool duplex)
 			fast += c[i].fast;
 		conns += CONNS;
 	} while (stress_now() < end && !stress_failed());
-	after = stress_fds(before + 2);
+	after = stress_fds(before + 2, 5000);
 	if (after > before + 2)
 		stress_fail("%u descriptors before, %u after", before, after);
 	stress_note("%u connections, %u fast when closed", conns, fast);
@@ -248,7 +248,7 @@ static void churn(void)
 	uint32_t before, after;
 	pthread_t client[3], server[2];
 
-	before = stress_fds(0);
+	before = stress_fds(0, 0);
 	for (size_t i = 0; i < 2; i++)
 		server[i] = stress_thread(churn_server, &c);
 	for (size_t i = 0; i < 3; i++)
@@ -267,7 +267,7 @@ static void churn(void)
 	/* What nobody accepted. */
 	for (struct pollfd p = { listener, POLLIN, 0 }; rsock_poll(&p, 1, 0) > 0;)
 		rsock_close(rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC));
-	after = stress_fds(before + 2);
+	after = stress_fds(before + 2, 5000);
 	if (after > before + 2)
 		stress_fail("%u descriptors before, %u after", before, after);
 	stress_note("%u connections", c.conns);

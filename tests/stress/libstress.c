@@ -278,9 +278,9 @@ static uint32_t count_fds(void)
 	return n;
 }
 
-uint32_t stress_fds(uint32_t target)
+uint32_t stress_fds(uint32_t target, uint32_t ms)
 {
-	uint64_t end = stress_now() + 5000;
+	uint64_t end = stress_now() + ms;
 	uint32_t n = count_fds();
 
 	while (target && n > target && stress_now() < end) {

@@ -61,8 +61,8 @@ void stress_pair(int listener, uint16_t port, int fds[2]);
 void stress_nonblock(int fd);
 /* Waits until both directions of `fd` are on the fast path. */
 bool stress_wait_fast(int fd, uint32_t ms);
-/* How many descriptors this process has; with `target`, after waiting for so few (or 5 s). */
-uint32_t stress_fds(uint32_t target);
+/* How many descriptors this process has; with `target`, after waiting `ms` for so few. */
+uint32_t stress_fds(uint32_t target, uint32_t ms);
 /* Fails unless all slots of all links become free (5 s) once every connection is closed. */
 void stress_slots(void);
 pthread_t stress_thread(void *(*run)(void *arg), void *arg);

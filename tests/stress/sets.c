@@ -352,7 +352,7 @@ static void *listen_and_go(void *arg)
 
 static void listeners(void)
 {
-	uint32_t count = 0, before = stress_fds(0), after;
+	uint32_t count = 0, before = stress_fds(0, 0), after;
 	pthread_t t[3];
 
 	for (size_t i = 0; i < 3; i++)
@@ -360,9 +360,10 @@ static void listeners(void)
 	for (size_t i = 0; i < 3; i++)
 		pthread_join(t[i], NULL);
 	stress_slots();
-	after = stress_fds(before + 30);
+	/* A link that nobody uses is closed, and its descriptors a while later. */
+	after = stress_fds(before + 8, 20000);
 	stress_note("%u listeners; %u descriptors before, %u after", count, before, after);
-	if (after > before + 60)
+	if (after > before + 8)
 		stress_fail("descriptors pile up");
 	stress_point("listeners that come and go");
 }

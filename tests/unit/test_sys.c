@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * test_sys.c - private descriptors, direct system calls, clocks
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "rsock/sys.h"
+
+static void hide(void **state)
+{
+	int fd = open("/dev/null", O_RDONLY), high = rs_fd_hide(fd);
+
+	(void)state;
+	assert_true(high > fd);
+	assert_int_equal(fcntl(fd, F_GETFD), -1); /* the low number is free again */
+	assert_int_equal(fcntl(high, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+	assert_true(rs_fd_private(high));
+	assert_false(rs_fd_private(fd));
+	assert_int_equal(rs_fd_next_private(0), high);
+	assert_int_equal(rs_fd_next_private(high), high);
+	assert_int_equal(rs_fd_next_private(high + 1), -1);
+	rs_fd_close(high);
+	assert_false(rs_fd_private(high));
+	assert_int_equal(fcntl(high, F_GETFD), -1);
+	assert_int_equal(rs_fd_next_private(0), -1);
+}
+
+static void several(void **state)
+{
+	int fds[200], last = -1;
+
+	(void)state;
+	for (size_t i = 0; i < 200; i++)
+		fds[i] = rs_fd_hide(eventfd(0, 0));
+	for (size_t i = 0; i < 200; i++) {
+		int next = rs_fd_next_private(last + 1);
+
+		assert_true(next > last);
+		last = next;
+	}
+	assert_int_equal(rs_fd_next_private(last + 1), -1);
+	for (size_t i = 0; i < 200; i++)
+		rs_fd_close(fds[i]);
+	assert_int_equal(rs_fd_next_private(0), -1);
+}
+
+static void odd_numbers(void **state)
+{
+	(void)state;
+	assert_int_equal(rs_fd_hide(-1), -1);
+	assert_int_equal(rs_fd_hide(-24), -24);
+	assert_false(rs_fd_private(-1));
+	assert_false(rs_fd_private(INT32_MAX));
+	assert_false(rs_fd_private(INT32_MIN));
+	assert_int_equal(rs_fd_next_private(INT32_MAX), -1);
+}
+
+/* Without a free high number it is private where it is. */
+static void no_room(void **state)
+{
+	int status;
+	pid_t pid = fork();
+
+	(void)state;
+	if (pid == 0) {
+		struct rlimit rl = { 8, 8 };
+		int fd, hidden, k;
+
+		for (k = 3; k < 30; k++)
+			close(k);
+		setrlimit(RLIMIT_NOFILE, &rl);
+		while ((fd = open("/dev/null", O_RDONLY)) >= 0 && fd < 7)
+			;
+		if (fd != 7)
+			_exit(1);
+		hidden = rs_fd_hide(7);
+		if (hidden != 7 || !rs_fd_private(7))
+			_exit(2);
+		rs_fd_close(7);
+		_exit(rs_fd_private(7) || fcntl(7, F_GETFD) >= 0 ? 3 : 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void results_and_errno(void **state)
+{
+	(void)state;
+	errno = ENOTTY;
+	assert_int_equal(rs_sys1(SYS_close, -1), -EBADF);
+	assert_int_equal(rs_sys0(SYS_getpid), getpid());
+	assert_int_equal(rs_sys3(SYS_read, -1, NULL, 0), -EBADF);
+	rs_eventfd_ring(-1);
+	assert_int_equal(errno, ENOTTY);
+}
+
+static void eventfds(void **state)
+{
+	int fd = eventfd(0, EFD_NONBLOCK);
+	uint64_t count;
+
+	(void)state;
+	rs_eventfd_ring(fd);
+	rs_eventfd_ring(fd);
+	assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+	assert_int_equal(count, 2);
+	close(fd);
+}
+
+static void *wake(void *arg)
+{
+	uint32_t *word = arg;
+
+	usleep(2000);
+	__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+	rs_futex_wake(word, 1, true);
+	return NULL;
+}
+
+static void futexes(void **state)
+{
+	const struct timespec ts = { 0, 1000000 };
+	uint32_t word = 0;
+	pthread_t t;
+
+	(void)state;
+	assert_int_equal(rs_futex_wait(&word, 1, NULL, true), -EAGAIN);
+	assert_int_equal(rs_futex_wait(&word, 0, &ts, true), -ETIMEDOUT);
+	assert_int_equal(rs_futex_wait(&word, 0, &ts, false), -ETIMEDOUT);
+	pthread_create(&t, NULL, wake, &word);
+	while (!__atomic_load_n(&word, __ATOMIC_SEQ_CST))
+		rs_futex_wait(&word, 0, NULL, true);
+	pthread_join(t, NULL);
+}
+
+static void clocks(void **state)
+{
+	uint64_t ns = rs_now_ns(), ticks = rs_ticks(), us;
+
+	(void)state;
+	usleep(20000);
+	us = (rs_ticks() - ticks) / rs_ticks_per_us();
+	ns = rs_now_ns() - ns;
+	assert_true(ns >= 20000000);
+	/* Within ten per cent of each other. */
+	assert_true(us > ns / 1000 * 9 / 10 && us < ns / 1000 * 11 / 10);
+	assert_true(rs_now_ms() / 1000 <= rs_now_ns() / 1000000000);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(hide),		     cmocka_unit_test(several),
+		cmocka_unit_test(odd_numbers),	     cmocka_unit_test(no_room),
+		cmocka_unit_test(results_and_errno), cmocka_unit_test(eventfds),
+		cmocka_unit_test(futexes),	     cmocka_unit_test(clocks),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -212,7 +212,7 @@ lint:
 	clang-format --dry-run -Werror $(SOURCES)
 	cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --inline-suppr \
 		--suppress=missingIncludeSystem --suppress=readdirCalled --library=posix --library=gnu \
-		-j$(shell nproc) -D__x86_64__ -D__linux__ -I. $(filter %.c,$(SOURCES))
+		-j$(shell nproc) -D__x86_64__ -D__linux__ -D_GNU_SOURCE= -I. $(filter %.c,$(SOURCES))
 
 clean:
 	rm -rf $(BUILD)

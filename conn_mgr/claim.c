@@ -242,10 +242,9 @@ void rs_claim_gone(struct rs_conn *c)
 static void answer_no(struct rs_link *l, const struct rs_msg *ask, uint8_t code, uint8_t reason,
 		      const char *name)
 {
-	struct rs_msg m = { .type = RS_MSG_CLAIM_NO,
-			    .id = ask->from,
-			    .code = code,
-			    .reason = reason };
+	struct rs_msg m = {
+		.type = RS_MSG_CLAIM_NO, .id = ask->from, .code = code, .reason = reason
+	};
 
 	if (name)
 		memcpy(m.name, name, RS_NAME_LEN);
@@ -275,8 +274,9 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		bool holder = false;
 		struct rs_directory *d = rs_rendezvous_directory(ask->tuple.server_port, &holder);
 
-		if (d && rs_directory_get(d, ask->tuple.family, ask->tuple.client_ip,
-					  ask->tuple.client_port, name) &&
+		if (d &&
+		    rs_directory_get(d, ask->tuple.family, ask->tuple.client_ip,
+				     ask->tuple.client_port, name) &&
 		    strcmp(name, rs_process_name()) != 0)
 			answer_no(l, ask, RS_CLAIM_REDIRECT, 0, name);
 		else if (rs_proof_inode(&ask->tuple, true) >= 0)
@@ -301,8 +301,8 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		mine = rs_proof_handle(c->fd);
 		if (mine < 0) {
 			no = RS_CLAIM_REFUSED;
-			reason = mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS :
-								       RS_REASON_NO_PROOF;
+			reason = mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS
+								    : RS_REASON_NO_PROOF;
 			rs_link_slot_unused(l, c->id);
 			c->link = NULL;
 		}
@@ -445,8 +445,8 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 	mine = c->closed ? -EBADF : rs_proof_handle(c->fd);
 	rs_unlock(&c->lock);
 	if (mine < 0) {
-		give_up(c, mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS :
-								RS_REASON_NO_PROOF);
+		give_up(c,
+			mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS : RS_REASON_NO_PROOF);
 		return;
 	}
 	r = rs_link_slot_get(l, c);
@@ -516,8 +516,8 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 		else if (err == -EAGAIN || err == -EINTR)
 			backoff(c, now);
 		else
-			give_up(c, err == -EMFILE || err == -ENFILE ? RS_REASON_NO_FDS :
-								      RS_REASON_NO_MEMORY);
+			give_up(c, err == -EMFILE || err == -ENFILE ? RS_REASON_NO_FDS
+								    : RS_REASON_NO_MEMORY);
 		return;
 	}
 	rs_rendezvous_answered(c->tuple.server_port);
@@ -536,8 +536,8 @@ void rs_claim_link_up(struct rs_link *l)
 	uint64_t now = rs_now_ms();
 
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
-		if (c->link == l && !c->server && c->claim == RS_CLAIM_SENT && c->id == UINT32_MAX &&
-		    wanted(c))
+		if (c->link == l && !c->server && c->claim == RS_CLAIM_SENT &&
+		    c->id == UINT32_MAX && wanted(c))
 			send_claim(c, use, now);
 	if (use != l) {
 		/* We have a link to that process already, by another of its names. */
@@ -574,7 +574,8 @@ void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle)
 	struct rs_msg reveal = { .type = RS_MSG_REVEAL, .id = m->from };
 
 	if (!c) {
-		rs_link_slot_refuse(l, m->id, NULL); /* of a connection that is no more, or hostile */
+		rs_link_slot_refuse(l, m->id,
+				    NULL); /* of a connection that is no more, or hostile */
 		refuse_stream(l, m->from);
 		return;
 	}
@@ -607,9 +608,9 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 	c->link = NULL;
 	switch (m->code) {
 	case RS_CLAIM_REFUSED:
-		give_up(c, m->reason < RS_REASON_COUNT && m->reason > RS_REASON_STARTING ?
-				   (enum rs_reason)m->reason :
-				   RS_REASON_PEER_PLAIN);
+		give_up(c, m->reason < RS_REASON_COUNT && m->reason > RS_REASON_STARTING
+				   ? (enum rs_reason)m->reason
+				   : RS_REASON_PEER_PLAIN);
 		break;
 	case RS_CLAIM_REDIRECT:
 		/* A redirect leads to a process, and a process does not redirect further. */

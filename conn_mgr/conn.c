@@ -71,6 +71,11 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	return c;
 }
 
+void rs_conns_forget(void)
+{
+	pool_lock.word = 0;
+}
+
 bool rs_conn_get(struct rs_conn *c)
 {
 	uint32_t refs = __atomic_load_n(&c->refs, __ATOMIC_RELAXED);
@@ -424,7 +429,8 @@ static void take_control(struct rs_conn *c)
 					return;
 				continue;
 			}
-			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, RS_MARK_LEN, MSG_DONTWAIT, 0, 0);
+			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, RS_MARK_LEN, MSG_DONTWAIT, 0,
+				    0);
 			c->krx += RS_MARK_LEN;
 			continue;
 		case RS_HEAD_FRAME:
@@ -446,9 +452,8 @@ static void take_control(struct rs_conn *c)
 			rs_rx_frame(&c->sm, buf, (size_t)r, rs_now_ms());
 			continue;
 		case RS_HEAD_SKIP:
-			r = rs_sys6(SYS_recvfrom, c->fd, 0,
-				    (long)(n < INT_MAX ? n : INT_MAX), MSG_TRUNC | MSG_DONTWAIT, 0,
-				    0);
+			r = rs_sys6(SYS_recvfrom, c->fd, 0, (long)(n < INT_MAX ? n : INT_MAX),
+				    MSG_TRUNC | MSG_DONTWAIT, 0, 0);
 			if (r == -EINTR)
 				continue;
 			if (r == -EAGAIN)
@@ -1363,8 +1368,8 @@ static void linger(struct rs_conn *c, int fd, uint32_t seconds)
 
 	if (fl < 0 || fl & O_NONBLOCK)
 		return;
-	while (c->sm.tx == RS_TX_FAST && c->ch.tail - rs_chan_tx_head(&c->ch) > ((uint64_t)1 << 18) &&
-	       rs_now_ms() < end) {
+	while (c->sm.tx == RS_TX_FAST &&
+	       c->ch.tail - rs_chan_tx_head(&c->ch) > ((uint64_t)1 << 18) && rs_now_ms() < end) {
 		struct timespec ts = { 0, 1000000 };
 
 		rs_unlock(&c->lock);

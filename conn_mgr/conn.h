@@ -111,6 +111,8 @@ struct rs_conn {
  * The control thread learns of it by rs_control_add().
  */
 struct rs_conn *rs_conn_new(int fd, bool server);
+/* In a forked child. */
+void rs_conns_forget(void);
 /* A reference, unless the connection is gone. */
 bool rs_conn_get(struct rs_conn *c);
 void rs_conn_put(struct rs_conn *c);

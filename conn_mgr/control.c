@@ -205,11 +205,12 @@ static void wait_and_dispatch(uint64_t due)
 		uint64_t word = ev[i].data.u64;
 
 		if (word & CONN_TAG) {
-			rs_conn_tcp_event((struct rs_conn *)(uintptr_t)(word & ~(uint64_t)CONN_TAG));
+			rs_conn_tcp_event(
+				(struct rs_conn *)(uintptr_t)(word & ~(uint64_t)CONN_TAG));
 		} else {
 			struct rs_source *s = (struct rs_source *)(uintptr_t)word;
 
-			s->event(s, ev[i].events);
+			__atomic_load_n(&s->event, __ATOMIC_RELAXED)(s, ev[i].events);
 		}
 	}
 }
@@ -343,6 +344,11 @@ bool rs_control_pause(void)
 		return false;
 	__atomic_store_n(&pausing, 1, __ATOMIC_SEQ_CST);
 	rs_control_kick();
+	while (rs_control_running()) { /* not under the lock: it may want that to end by itself */
+		struct timespec ts = { 0, 100000 };
+
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+	}
 	rs_lock(&lock);
 	if (joinable)
 		pthread_join(thread, NULL);
@@ -371,7 +377,8 @@ static void check_last_thread(void)
 
 	if (!__atomic_load_n(&main_exited, __ATOMIC_RELAXED))
 		return;
-	fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC,
+		     0);
 	if (fd < 0)
 		return;
 	while ((n = rs_sys3(SYS_getdents64, fd, buf, sizeof(buf))) > 0)
@@ -385,6 +392,10 @@ static void check_last_thread(void)
 
 void rs_control_forget(void)
 {
+	/* The parent keeps closed sockets for their last frames; a copy here would keep them open. */
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		if (c->held)
+			rs_fd_close(c->fd);
 	joinable = false;
 	pausing = 0;
 	main_exited = 0;

@@ -100,8 +100,7 @@ bool rs_directory_get(struct rs_directory *d, uint8_t family, const uint8_t ip[1
 	return false;
 }
 
-void rs_directory_drop(struct rs_directory *d, uint8_t family, const uint8_t ip[16],
-		       uint16_t port)
+void rs_directory_drop(struct rs_directory *d, uint8_t family, const uint8_t ip[16], uint16_t port)
 {
 	uint32_t h = hash(family, ip, port), pid = (uint32_t)rs_sys0(SYS_getpid);
 
@@ -111,7 +110,7 @@ void rs_directory_drop(struct rs_directory *d, uint8_t family, const uint8_t ip[
 
 		if (__atomic_load_n(&e->state, __ATOMIC_ACQUIRE) == FULL && e->pid == pid &&
 		    same(e, family, ip, port))
-			__atomic_compare_exchange_n(&e->state, &from, FREE, false,
-						    __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+			__atomic_compare_exchange_n(&e->state, &from, FREE, false, __ATOMIC_RELEASE,
+						    __ATOMIC_RELAXED);
 	}
 }

@@ -24,7 +24,6 @@ void rs_directory_put(struct rs_directory *d, uint8_t family, const uint8_t ip[1
 bool rs_directory_get(struct rs_directory *d, uint8_t family, const uint8_t ip[16], uint16_t port,
 		      char name[RS_NAME_LEN]);
 /* Drops this process's entry for the client. */
-void rs_directory_drop(struct rs_directory *d, uint8_t family, const uint8_t ip[16],
-		       uint16_t port);
+void rs_directory_drop(struct rs_directory *d, uint8_t family, const uint8_t ip[16], uint16_t port);
 
 #endif

@@ -34,7 +34,8 @@ static struct rs_lock links_lock; /* additions to the list, bells_sent */
 
 /* ---- messages out ---- */
 
-static long send_now(struct rs_link *l, const uint8_t *bytes, size_t len, const int *fds, size_t nfds)
+static long send_now(struct rs_link *l, const uint8_t *bytes, size_t len, const int *fds,
+		     size_t nfds)
 {
 	union {
 		struct cmsghdr align;
@@ -128,6 +129,11 @@ void rs_peer_send(struct rs_conn *c, uint8_t type, uint32_t epoch, uint64_t offs
 
 /* ---- slots ---- */
 
+static uint32_t in_use(const struct rs_link *l)
+{
+	return __atomic_load_n(&l->used, __ATOMIC_RELAXED);
+}
+
 static int add_segment(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_SEGMENT, .index = l->shm.nmine };
@@ -173,7 +179,7 @@ int rs_link_slot_get(struct rs_link *l, struct rs_conn *c)
 {
 	uint32_t id;
 
-	if (l->used == l->slots) {
+	if (in_use(l) == l->slots) {
 		int r = add_segment(l);
 
 		if (r != 0)
@@ -184,7 +190,7 @@ int rs_link_slot_get(struct rs_link *l, struct rs_conn *c)
 		;
 	id %= l->slots;
 	l->hint = id;
-	l->used++;
+	__atomic_store_n(&l->used, l->used + 1, __ATOMIC_RELAXED);
 	l->slot[id] = (struct rs_slot_state){ .conn = c, .used = true };
 	rs_slot_reset(&l->shm.mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS]);
 	rs_unlock(&l->lock);
@@ -202,7 +208,7 @@ static void try_release(struct rs_link *l, uint32_t id)
 	if (!s->used || s->conn || !(l->dead || (s->done && s->gone_sent && s->gone_recv)))
 		return;
 	*s = (struct rs_slot_state){ 0 };
-	l->used--;
+	__atomic_store_n(&l->used, l->used - 1, __ATOMIC_RELAXED);
 	l->hint = id;
 }
 
@@ -299,7 +305,8 @@ void rs_peer_bells(void)
 			int fd = rs_bell_fd(b);
 
 			todo &= todo - 1;
-			if (__atomic_fetch_or(&l->bells_sent, 1u << b, __ATOMIC_SEQ_CST) & (1u << b))
+			if (__atomic_fetch_or(&l->bells_sent, 1u << b, __ATOMIC_SEQ_CST) &
+			    (1u << b))
 				continue;
 			if (rs_link_send(l, &m, &fd, 1) != 0)
 				__atomic_fetch_and(&l->bells_sent, ~(1u << b), __ATOMIC_SEQ_CST);
@@ -307,8 +314,8 @@ void rs_peer_bells(void)
 	}
 }
 
-void rs_link_harvest(struct rs_link *l, uint32_t bell,
-		     void (*take)(struct rs_conn *c, void *arg), void *arg)
+void rs_link_harvest(struct rs_link *l, uint32_t bell, void (*take)(struct rs_conn *c, void *arg),
+		     void *arg)
 {
 	struct rs_shm_bell *b0;
 
@@ -435,7 +442,9 @@ static void reclaim(struct rs_link *l)
 
 static void hello(struct rs_link *l)
 {
-	struct rs_msg m = { .type = RS_MSG_HELLO, .features = RS_FEATURE_SHM, .slots = RS_SHM_SLOTS };
+	struct rs_msg m = { .type = RS_MSG_HELLO,
+			    .features = RS_FEATURE_SHM,
+			    .slots = RS_SHM_SLOTS };
 	int fds[2] = { l->mine_fd[0], rs_bell_fd(0) };
 
 	memcpy(m.process, rs_process_id(), sizeof(m.process));
@@ -535,7 +544,8 @@ static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, siz
 
 static void link_event(struct rs_source *s, uint32_t events)
 {
-	struct rs_link *l = (struct rs_link *)(void *)((char *)s - offsetof(struct rs_link, source));
+	struct rs_link *l =
+		(struct rs_link *)(void *)((char *)s - offsetof(struct rs_link, source));
 
 	if (l->dead)
 		return;
@@ -615,7 +625,7 @@ static struct rs_link *reclaimed(void)
 {
 	struct rs_link *l = rs_links;
 
-	while (l && (!l->dead || l->died || l->used))
+	while (l && (!l->dead || l->died || in_use(l)))
 		l = l->next;
 	if (!l)
 		return NULL;
@@ -681,7 +691,7 @@ void rs_peer_timer(uint64_t now)
 			else
 				rs_control_due(l->born + HELLO_MS);
 		}
-		if (l->used || l->dead || !l->initiator) {
+		if (in_use(l) || l->dead || !l->initiator) {
 			l->idle_since = 0;
 		} else if (!l->idle_since) {
 			l->idle_since = now;
@@ -691,7 +701,7 @@ void rs_peer_timer(uint64_t now)
 		} else if (l->up && !l->queue) {
 			rs_link_kill(l, now);
 		}
-		if (l->dead && l->died && !l->used) {
+		if (l->dead && l->died && !in_use(l)) {
 			if (now >= l->died + RECLAIM_MS)
 				reclaim(l);
 			else
@@ -706,7 +716,7 @@ bool rs_peer_idle(void)
 	if (!rs_rendezvous_idle())
 		return false;
 	for (struct rs_link *l = rs_links; l; l = l->next)
-		if (!l->dead && l->used)
+		if (!l->dead && in_use(l))
 			return false;
 	return true;
 }
@@ -718,7 +728,7 @@ void rs_peer_close_links(void)
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (!l->dead)
 			rs_link_kill(l, now);
-		if (l->died && !l->used)
+		if (l->died && !in_use(l))
 			reclaim(l);
 	}
 }

@@ -34,7 +34,8 @@ struct rs_slot_state {
 
 struct rs_link {
 	struct rs_source source;
-	struct rs_lock lock; /* slots and the queue; a leaf: may be taken under a connection's lock */
+	struct rs_lock
+		lock; /* slots and the queue; a leaf: may be taken under a connection's lock */
 	int sock;
 	bool up; /* HELLO was received */
 	bool dead;
@@ -90,8 +91,8 @@ struct rs_conn *rs_link_conn(struct rs_link *l, uint32_t id);
  * Takes the streams with news for `bell` off the link: calls `take` (which owns the reference) for
  * each. Thread-safe.
  */
-void rs_link_harvest(struct rs_link *l, uint32_t bell,
-		     void (*take)(struct rs_conn *c, void *arg), void *arg);
+void rs_link_harvest(struct rs_link *l, uint32_t bell, void (*take)(struct rs_conn *c, void *arg),
+		     void *arg);
 /* Says to all peers when to ring this process's `bell`. True: something is pending already. */
 bool rs_links_asleep(uint32_t bell, enum rs_bell_when when);
 

@@ -57,10 +57,10 @@ void rs_real_load(void)
 
 	if (__atomic_exchange_n(&loaded, 1, __ATOMIC_ACQ_REL))
 		return;
-	/* A function pointer may be wider than void * in C, not in POSIX: hence memcpy. */
-#define X(ret, name, params)                                                                      \
-	p = dlsym(RTLD_NEXT, #name);                                                              \
-	if (p)                                                                                    \
+		/* A function pointer may be wider than void * in C, not in POSIX: hence memcpy. */
+#define X(ret, name, params)         \
+	p = dlsym(RTLD_NEXT, #name); \
+	if (p)                       \
 		memcpy(&rs_real.name, &p, sizeof(p));
 	RS_REAL_CALLS(X)
 #undef X

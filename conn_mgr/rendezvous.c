@@ -112,6 +112,11 @@ static int bind_name(const char *name)
 	return rs_fd_hide((int)fd);
 }
 
+static void set_fd(struct listener *l, int fd)
+{
+	__atomic_store_n(&l->fd, fd, __ATOMIC_RELAXED);
+}
+
 static void accept_links(int fd)
 {
 	for (int budget = 64; budget; budget--) {
@@ -128,7 +133,7 @@ static void accept_links(int fd)
 static void listener_event(struct rs_source *s, uint32_t events)
 {
 	(void)events;
-	accept_links(((struct listener *)(void *)s)->fd);
+	accept_links(__atomic_load_n(&((struct listener *)(void *)s)->fd, __ATOMIC_RELAXED));
 }
 
 static void own_event(struct rs_source *s, uint32_t events)
@@ -170,8 +175,8 @@ static int bind_listener(struct listener *l)
 	}
 	if (fd < 0)
 		return fd;
-	l->source.event = listener_event;
-	l->fd = fd;
+	__atomic_store_n(&l->source.event, listener_event, __ATOMIC_RELAXED);
+	set_fd(l, fd);
 	rs_log(RS_LOG_INFO, "port %u: answering at @%s", l->port, name);
 	return rs_control_watch(fd, EPOLLIN, &l->source);
 }
@@ -188,7 +193,12 @@ int rs_rendezvous_open(uint16_t port)
 	for (size_t i = 0; i < PORTS && !l; i++)
 		if (!in_use(&listeners[i])) {
 			l = &listeners[i];
-			*l = (struct listener){ .port = port, .fd = -1 };
+			/* Not `source`: an event of the one before may be on its way to it. */
+			l->port = port;
+			l->index = 0;
+			l->inherited = false;
+			l->directory = NULL;
+			set_fd(l, -1);
 		}
 	if (!l) {
 		r = -ENOSPC;
@@ -231,7 +241,7 @@ static void close_name(struct listener *l)
 		rs_fd_close(l->fd);
 	}
 	/* The directory stays mapped: accepted connections may still be in it. */
-	l->fd = -1;
+	set_fd(l, -1);
 	l->close_at = 0;
 }
 
@@ -317,7 +327,7 @@ void rs_rendezvous_forget(void)
 
 		if (l->fd >= 0 && in_use(l))
 			rs_fd_close(l->fd);
-		l->fd = -1;
+		set_fd(l, -1);
 		l->inherited = l->users != 0;
 		l->close_at = 0;
 	}

@@ -24,11 +24,10 @@
 #define KERNEL_EVERY_US 50 /* the kernel's fds of a busy set are looked at this often */
 #define BATCH 256
 /* What the kernel leaves of a one-shot's events when it has fired. */
-#define ONESHOT_PRIVATE                                                                           \
-	((unsigned long)(EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE))
+#define ONESHOT_PRIVATE ((unsigned long)(EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE))
 /* What may stand beside EPOLLEXCLUSIVE. */
-#define EXCLUSIVE_OK                                                                              \
-	((uint32_t)(EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET |             \
+#define EXCLUSIVE_OK                                                                   \
+	((uint32_t)(EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | \
 		    EPOLLEXCLUSIVE))
 
 struct item {
@@ -219,7 +218,8 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		unqueue(it);
 		if (!it->in_kernel && !c->closed) {
 			if (it->disarmed)
-				ev.events &= (uint32_t)~(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP);
+				ev.events &=
+					(uint32_t) ~(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP);
 			rs_sys4(SYS_epoll_ctl, it->ep->epfd, EPOLL_CTL_ADD, it->fd, &ev);
 			/* A one-shot that fired stays silent: events of 0 report only errors. */
 			it->in_kernel = true;
@@ -604,9 +604,9 @@ bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep)
 		asleep = true; /* others sleep still: their alarm must be set again */
 	if (!ep->bell)
 		return false;
-	pending = rs_links_asleep(ep->bell, ep->nested ? RS_BELL_ALWAYS :
-					    asleep     ? RS_BELL_ONCE :
-							 RS_BELL_NEVER);
+	pending = rs_links_asleep(ep->bell, ep->nested ? RS_BELL_ALWAYS
+					    : asleep   ? RS_BELL_ONCE
+						       : RS_BELL_NEVER);
 	return pending;
 }
 
@@ -674,8 +674,8 @@ static int plain_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int
 	int n, out = 0;
 
 	__atomic_fetch_add(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
-	n = timeout ? rs_real.epoll_pwait2(epfd, ev, max, timeout, mask) :
-		      rs_real.epoll_pwait(epfd, ev, max, -1, mask);
+	n = timeout ? rs_real.epoll_pwait2(epfd, ev, max, timeout, mask)
+		    : rs_real.epoll_pwait(epfd, ev, max, -1, mask);
 	__atomic_fetch_sub(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
 
 	if (n <= 0 || !ep->marked)
@@ -753,9 +753,9 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 			errno = -k;
 			return -1;
 		}
-		n = k < max ? collect(ep, ev + k, max - k) : 0;
-		if (n + k)
-			return n + k;
+		n = k + (k < max ? collect(ep, ev + k, max - k) : 0);
+		if (n)
+			return n;
 	}
 }
 

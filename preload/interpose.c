@@ -26,10 +26,10 @@
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
 
 /* FORWARD(result, libc's name, rsock's name, parameters, arguments) */
-#define FORWARD(ret, name, to, params, args)                                                      \
-	EXPORT ret name params                                                                    \
-	{                                                                                         \
-		return to args;                                                                   \
+#define FORWARD(ret, name, to, params, args) \
+	EXPORT ret name params               \
+	{                                    \
+		return to args;              \
 	}
 
 /* libc's headers may have defined these as macros. */
@@ -54,8 +54,8 @@ FORWARD(ssize_t, __read, rsock_read, (int fd, void *b, size_t n), (fd, b, n))
 FORWARD(ssize_t, readv, rsock_readv, (int fd, const struct iovec *v, int n), (fd, v, n))
 FORWARD(ssize_t, preadv2, rsock_preadv2, (int fd, const struct iovec *v, int n, off_t o, int f),
 	(fd, v, n, o, f))
-FORWARD(ssize_t, preadv64v2, rsock_preadv2,
-	(int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
+FORWARD(ssize_t, preadv64v2, rsock_preadv2, (int fd, const struct iovec *v, int n, off_t o, int f),
+	(fd, v, n, o, f))
 FORWARD(ssize_t, recv, rsock_recv, (int fd, void *b, size_t n, int f), (fd, b, n, f))
 FORWARD(ssize_t, recvfrom, rsock_recvfrom,
 	(int fd, void *b, size_t n, int f, struct sockaddr *a, socklen_t *l), (fd, b, n, f, a, l))
@@ -66,8 +66,8 @@ FORWARD(int, recvmmsg, rsock_recvmmsg,
 FORWARD(ssize_t, write, rsock_write, (int fd, const void *b, size_t n), (fd, b, n))
 FORWARD(ssize_t, __write, rsock_write, (int fd, const void *b, size_t n), (fd, b, n))
 FORWARD(ssize_t, writev, rsock_writev, (int fd, const struct iovec *v, int n), (fd, v, n))
-FORWARD(ssize_t, pwritev2, rsock_pwritev2,
-	(int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
+FORWARD(ssize_t, pwritev2, rsock_pwritev2, (int fd, const struct iovec *v, int n, off_t o, int f),
+	(fd, v, n, o, f))
 FORWARD(ssize_t, pwritev64v2, rsock_pwritev2,
 	(int fd, const struct iovec *v, int n, off_t o, int f), (fd, v, n, o, f))
 FORWARD(ssize_t, send, rsock_send, (int fd, const void *b, size_t n, int f), (fd, b, n, f))
@@ -83,10 +83,10 @@ FORWARD(ssize_t, sendfile64, rsock_sendfile, (int o, int i, off_t *off, size_t n
 FORWARD(ssize_t, splice, rsock_splice,
 	(int i, off_t *oi, int o, off_t *oo, size_t n, unsigned int f), (i, oi, o, oo, n, f))
 
-FORWARD(int, poll, rsock_poll, (struct pollfd *p, nfds_t n, int t), (p, n, t))
-FORWARD(int, __poll, rsock_poll, (struct pollfd *p, nfds_t n, int t), (p, n, t))
+FORWARD(int, poll, rsock_poll, (struct pollfd * p, nfds_t n, int t), (p, n, t))
+FORWARD(int, __poll, rsock_poll, (struct pollfd * p, nfds_t n, int t), (p, n, t))
 FORWARD(int, ppoll, rsock_ppoll,
-	(struct pollfd *p, nfds_t n, const struct timespec *t, const sigset_t *m), (p, n, t, m))
+	(struct pollfd * p, nfds_t n, const struct timespec *t, const sigset_t *m), (p, n, t, m))
 FORWARD(int, select, rsock_select, (int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *t),
 	(n, r, w, e, t))
 FORWARD(int, __select, rsock_select, (int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *t),
@@ -122,16 +122,16 @@ EXPORT void closefrom(int first)
 	rsock_closefrom(first);
 }
 
-#define FCNTL(name)                                                                               \
-	EXPORT int name(int fd, int cmd, ...)                                                     \
-	{                                                                                         \
-		unsigned long arg;                                                                \
-		va_list ap;                                                                       \
-                                                                                                  \
-		va_start(ap, cmd);                                                                \
-		arg = va_arg(ap, unsigned long);                                                  \
-		va_end(ap);                                                                       \
-		return rsock_fcntl(fd, cmd, arg);                                                 \
+#define FCNTL(name)                               \
+	EXPORT int name(int fd, int cmd, ...)     \
+	{                                         \
+		unsigned long arg;                \
+		va_list ap;                       \
+                                                  \
+		va_start(ap, cmd);                \
+		arg = va_arg(ap, unsigned long);  \
+		va_end(ap);                       \
+		return rsock_fcntl(fd, cmd, arg); \
 	}
 FCNTL(fcntl)
 FCNTL(fcntl64)
@@ -147,7 +147,6 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_end(ap);
 	return rsock_ioctl(fd, request, arg);
 }
-
 
 /* ---- the checked forms that _FORTIFY_SOURCE calls ---- */
 
@@ -228,19 +227,19 @@ EXPORT int execveat(int dir, const char *path, char *const argv[], char *const e
 }
 
 /* Collects a variadic argument list, terminated by NULL, into `argv`. */
-#define COLLECT(first)                                                                            \
-	va_list ap;                                                                               \
-	size_t n = 1;                                                                             \
-                                                                                                  \
-	va_start(ap, first);                                                                      \
-	while (va_arg(ap, const char *))                                                          \
-		n++;                                                                              \
-	va_end(ap);                                                                               \
-	char **argv = __builtin_alloca((n + 1) * sizeof(*argv));                                  \
-	va_start(ap, first);                                                                      \
-	argv[0] = (char *)(uintptr_t)(first);                                                     \
-	for (size_t i = 1; i <= n; i++)                                                           \
-		argv[i] = va_arg(ap, char *)
+#define COLLECT(first)                                           \
+	va_list ap;                                              \
+	size_t n = 1;                                            \
+                                                                 \
+	va_start(ap, first);                                     \
+	while (va_arg(ap, const char *))                         \
+		n++;                                             \
+	va_end(ap);                                              \
+	char **argv = __builtin_alloca((n + 1) * sizeof(*argv)); \
+	va_start(ap, first);                                     \
+	argv[0] = (char *)(uintptr_t)(first);                    \
+	for (size_t i = 1; i <= n; i++)                          \
+	argv[i] = va_arg(ap, char *)
 
 EXPORT int execl(const char *path, const char *arg, ...)
 {
@@ -435,7 +434,6 @@ EXPORT int __dprintf_chk(int fd, int flag, const char *format, ...)
 	va_end(ap);
 	return r;
 }
-
 
 static bool has_stream(int fd)
 {

@@ -17,7 +17,8 @@
 #include "rsock/sys.h"
 
 /* Flags of which the fast path knows the meaning; as the kernel, it ignores what it does not know. */
-#define RECV_FLAGS (MSG_PEEK | MSG_WAITALL | MSG_DONTWAIT | MSG_TRUNC | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
+#define RECV_FLAGS \
+	(MSG_PEEK | MSG_WAITALL | MSG_DONTWAIT | MSG_TRUNC | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
 #define SEND_FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE)
 
 /* rs_conn_recv() and rs_conn_send() say this when the stream has become plain meanwhile. */
@@ -174,8 +175,7 @@ ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int fla
 	if (off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
 		c = rs_file_conn(fd);
 	if (c) {
-		ssize_t r = conn_recv(c, fd, iov, (size_t)n,
-				      flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+		ssize_t r = conn_recv(c, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
 
 		if (r != NOW_PLAIN)
 			return result(r);
@@ -301,8 +301,7 @@ ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int fl
 	if (off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
 		c = rs_file_conn(fd);
 	if (c) {
-		ssize_t r = conn_send(c, fd, iov, (size_t)n,
-				      flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+		ssize_t r = conn_send(c, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
 
 		if (r != NOW_PLAIN)
 			return result(r);

@@ -206,7 +206,8 @@ static int wait_set(struct set *s, const struct timespec *timeout, const sigset_
 		if (timeout) {
 			uint64_t now = rs_now_ns();
 
-			if (now >= end && (!first || end == 0 || !(timeout->tv_sec | timeout->tv_nsec)))
+			if (now >= end &&
+			    (!first || end == 0 || !(timeout->tv_sec | timeout->tv_nsec)))
 				return 0;
 			now = now < end ? end - now : 0;
 			left.tv_sec = (time_t)(now / 1000000000u);
@@ -225,8 +226,7 @@ static int wait_set(struct set *s, const struct timespec *timeout, const sigset_
 	}
 }
 
-int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
-		const sigset_t *mask)
+int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
 {
 	struct pollfd k_stack[ON_STACK + 1];
 	struct target t_stack[ON_STACK];
@@ -236,8 +236,8 @@ int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
 
 	if (!fds || !any_stream(fds, n))
 		return rs_real.ppoll(fds, n, timeout, mask);
-	if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 ||
-			timeout->tv_nsec >= 1000000000)) {
+	if (timeout &&
+	    (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)) {
 		errno = EINVAL;
 		return -1;
 	}
@@ -468,8 +468,7 @@ int rsock_epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct t
 	return rs_epoll_wait_ep(ep, epfd, ev, max, timeout, mask);
 }
 
-int rsock_epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout,
-		      const sigset_t *mask)
+int rsock_epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout, const sigset_t *mask)
 {
 	struct timespec ts = { timeout / 1000, timeout % 1000 * 1000000L };
 	struct rs_epoll *ep = set_of(epfd);

@@ -92,6 +92,7 @@ static void after_fork_child(void)
 	rs_process_pid = rs_sys0(SYS_getpid);
 	if (alive_page)
 		*alive_page = 1;
+	rs_conns_forget();
 	rs_rows_forget();
 	rs_control_forget();
 	rs_peer_forget();

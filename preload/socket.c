@@ -334,8 +334,7 @@ int rsock_socket(int domain, int type, int protocol)
 {
 	int fd = rs_real.socket(domain, type, protocol);
 
-	if (fd >= 0 && inet(domain) &&
-	    (type & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) == SOCK_STREAM &&
+	if (fd >= 0 && inet(domain) && (type & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) == SOCK_STREAM &&
 	    (protocol == 0 || protocol == IPPROTO_TCP) && !rs_config.off && !rs_files_foreign())
 		rs_file_set(fd, RS_KIND_SOCKET);
 	return fd;
@@ -529,8 +528,8 @@ static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, b
 	if (rs_config.off || (addr && (!len || (int)*len < 0)))
 		return four ? rs_real.accept4(fd, addr, len, flags) : rs_real.accept(fd, addr, len);
 	memset(&peer, 0, sizeof(peer));
-	r = four ? rs_real.accept4(fd, (struct sockaddr *)&peer, &peer_len, flags) :
-		   rs_real.accept(fd, (struct sockaddr *)&peer, &peer_len);
+	r = four ? rs_real.accept4(fd, (struct sockaddr *)&peer, &peer_len, flags)
+		 : rs_real.accept(fd, (struct sockaddr *)&peer, &peer_len);
 	if (r < 0)
 		return r;
 	if (addr) {
@@ -592,7 +591,8 @@ static bool needs_tcp(int level, int name, const void *val, socklen_t len)
 
 	/* The value may point to nothing: the kernel will say so. */
 	if (len >= sizeof(v)) {
-		struct iovec here = { &v, sizeof(v) }, there = { (void *)(uintptr_t)val, sizeof(v) };
+		struct iovec here = { &v, sizeof(v) },
+			     there = { (void *)(uintptr_t)val, sizeof(v) };
 
 		rs_sys6(SYS_process_vm_readv, rs_process_pid, (long)&here, 1, (long)&there, 1, 0);
 	}

@@ -9,24 +9,24 @@
 #define RSOCK_FAULTS_H
 
 #ifdef RS_FAULTS_BUILD
-#define RS_FAULT_NAMES(X)                                                                         \
-	X(N_OFF_BY_ONE)                                                                           \
-	X(MARK_UNCHECKED)                                                                         \
-	X(NO_MARK)                                                                                \
-	X(RESUME_RAW)                                                                             \
-	X(WAIT_RESUME)                                                                            \
-	X(KEEP_OVERLAP)                                                                           \
-	X(EARLY_REUSE)                                                                            \
-	X(FIN_EARLY)                                                                              \
-	X(CTL_TO_CLOSED)                                                                          \
-	X(HANDOVER_RECEIVED)                                                                      \
-	X(LOST_WAKEUP)                                                                            \
-	X(HAVE_UNCHECKED)                                                                         \
-	X(LATE_OK)                                                                                \
-	X(READ_PAST_N)                                                                            \
-	X(SILENT_CUT)                                                                             \
-	X(CLOSE_EARLY)                                                                            \
-	X(START_UNCHECKED)                                                                        \
+#define RS_FAULT_NAMES(X)    \
+	X(N_OFF_BY_ONE)      \
+	X(MARK_UNCHECKED)    \
+	X(NO_MARK)           \
+	X(RESUME_RAW)        \
+	X(WAIT_RESUME)       \
+	X(KEEP_OVERLAP)      \
+	X(EARLY_REUSE)       \
+	X(FIN_EARLY)         \
+	X(CTL_TO_CLOSED)     \
+	X(HANDOVER_RECEIVED) \
+	X(LOST_WAKEUP)       \
+	X(HAVE_UNCHECKED)    \
+	X(LATE_OK)           \
+	X(READ_PAST_N)       \
+	X(SILENT_CUT)        \
+	X(CLOSE_EARLY)       \
+	X(START_UNCHECKED)   \
 	X(FLUSH_FROM_POSTED)
 enum rs_fault {
 #define X(name) RS_FAULT_ID_##name,

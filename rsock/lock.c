@@ -26,8 +26,7 @@ void rs_lock_slow(struct rs_lock *l, uint32_t tid)
 		if (word == 0) {
 			/* Others may sleep still: keep the bit so that the release wakes them. */
 			if (__atomic_compare_exchange_n(&l->word, &word, tid | RS_LOCK_WAITERS,
-							false, __ATOMIC_ACQUIRE,
-							__ATOMIC_RELAXED))
+							false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 				return;
 			continue;
 		}

@@ -14,10 +14,10 @@ extern int rs_log_level;
 void rs_log_open(void);
 void rs_log_line(int level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-#define rs_log(level, ...)                                                                        \
-	do {                                                                                      \
-		if (__builtin_expect(rs_log_level >= (level), 0))                                 \
-			rs_log_line((level), __VA_ARGS__);                                        \
+#define rs_log(level, ...)                                        \
+	do {                                                      \
+		if (__builtin_expect(rs_log_level >= (level), 0)) \
+			rs_log_line((level), __VA_ARGS__);        \
 	} while (0)
 
 #endif

@@ -61,8 +61,7 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n);
 ssize_t rsock_splice(int in, off_t *off_in, int out, off_t *off_out, size_t n, unsigned int flags);
 
 int rsock_poll(struct pollfd *fds, nfds_t n, int timeout);
-int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
-		const sigset_t *mask);
+int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask);
 int rsock_select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout);
 int rsock_pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *timeout,
 		  const sigset_t *mask);
@@ -70,8 +69,7 @@ int rsock_epoll_create(int size);
 int rsock_epoll_create1(int flags);
 int rsock_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev);
 int rsock_epoll_wait(int epfd, struct epoll_event *ev, int max, int timeout);
-int rsock_epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout,
-		      const sigset_t *mask);
+int rsock_epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout, const sigset_t *mask);
 int rsock_epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct timespec *timeout,
 		       const sigset_t *mask);
 

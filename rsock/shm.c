@@ -418,8 +418,8 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 		return;
 	/* As the kernel: a waiting sender runs when a third is free. */
 	tier = __atomic_load_n(&c->mine->seg, __ATOMIC_RELAXED) & 3;
-	if (tier < RS_TIERS && __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head >
-				       TIER_SIZE(tier) / 3 * 2)
+	if (tier < RS_TIERS &&
+	    __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head > TIER_SIZE(tier) / 3 * 2)
 		return;
 	if (wait)
 		wake_futex(&peer->tx_wait);

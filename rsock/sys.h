@@ -49,7 +49,7 @@ static inline long rs_sys6(long n, long a, long b, long c, long d, long e, long 
 #define rs_sys2(n, a, b) rs_sys6(n, (long)(a), (long)(b), 0, 0, 0, 0)
 #define rs_sys3(n, a, b, c) rs_sys6(n, (long)(a), (long)(b), (long)(c), 0, 0, 0)
 #define rs_sys4(n, a, b, c, d) rs_sys6(n, (long)(a), (long)(b), (long)(c), (long)(d), 0, 0)
-#define rs_sys5(n, a, b, c, d, e)                                                                 \
+#define rs_sys5(n, a, b, c, d, e) \
 	rs_sys6(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), 0)
 
 static inline void rs_cpu_relax(void)

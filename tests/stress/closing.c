@@ -308,7 +308,8 @@ static void aborts(void)
 				    k < 0 ? strerror(errno) : "");
 		k = rsock_send(fds[!server], "x", 1, MSG_NOSIGNAL);
 		if (k != -1 || errno != EPIPE)
-			stress_fail("send after reset gave %zd %s", k, k < 0 ? strerror(errno) : "");
+			stress_fail("send after reset gave %zd %s", k,
+				    k < 0 ? strerror(errno) : "");
 		k = rsock_recv(fds[!server], buf, sizeof(buf), 0);
 		if (k != 0)
 			stress_fail("second recv gave %zd", k);

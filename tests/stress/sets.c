@@ -217,7 +217,7 @@ static void *echo_client(void *arg)
 	uint64_t end = stress_now() + stress_ms() / 4;
 
 	while (stress_now() < end && !stress_failed()) {
-		char out[32], in[32];
+		char out[32], in[32] = { 0 };
 		size_t n = 1 + rng_below(&r, sizeof(out)), at = 0;
 
 		memset(out, (int)c->rounds & 127, n);

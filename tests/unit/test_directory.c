@@ -25,7 +25,8 @@ static void name_for(uint32_t n, char name[RS_NAME_LEN])
 	snprintf(name, RS_NAME_LEN, "rsock.p.%u", n);
 }
 
-static bool has(struct rs_directory *d, uint8_t family, const uint8_t *ip, uint16_t port, uint32_t n)
+static bool has(struct rs_directory *d, uint8_t family, const uint8_t *ip, uint16_t port,
+		uint32_t n)
 {
 	char got[RS_NAME_LEN], want[RS_NAME_LEN];
 
@@ -211,8 +212,9 @@ static void at_once(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(put_get_drop), cmocka_unit_test(families), cmocka_unit_test(many),
-		cmocka_unit_test(names_end),	cmocka_unit_test(shared),   cmocka_unit_test(dead_worker),
+		cmocka_unit_test(put_get_drop), cmocka_unit_test(families),
+		cmocka_unit_test(many),		cmocka_unit_test(names_end),
+		cmocka_unit_test(shared),	cmocka_unit_test(dead_worker),
 		cmocka_unit_test(at_once),
 	};
 

@@ -182,9 +182,9 @@ static void after_fork(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(alone),	cmocka_unit_test(exclusion),
-		cmocka_unit_test(sleepers),	cmocka_unit_test(in_a_handler),
-		cmocka_unit_test(errno_stays),	cmocka_unit_test(after_fork),
+		cmocka_unit_test(alone),       cmocka_unit_test(exclusion),
+		cmocka_unit_test(sleepers),    cmocka_unit_test(in_a_handler),
+		cmocka_unit_test(errno_stays), cmocka_unit_test(after_fork),
 	};
 
 	alarm(60);

@@ -29,8 +29,8 @@ static void name(int fd, bool peer, struct sockaddr_storage *sa)
 	socklen_t len = sizeof(*sa);
 
 	memset(sa, 0, sizeof(*sa));
-	assert_int_equal(peer ? getpeername(fd, (struct sockaddr *)sa, &len) :
-				getsockname(fd, (struct sockaddr *)sa, &len),
+	assert_int_equal(peer ? getpeername(fd, (struct sockaddr *)sa, &len)
+			      : getsockname(fd, (struct sockaddr *)sa, &len),
 			 0);
 }
 
@@ -51,7 +51,8 @@ static uint16_t part(const struct sockaddr_storage *sa, uint8_t ip[16])
 static void connect_pair(struct pair *p, int family)
 {
 	struct sockaddr_storage sa = { .ss_family = (sa_family_t)family };
-	socklen_t len = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+	socklen_t len =
+		family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
 
 	memset(p, 0, sizeof(*p));
 	p->server = -1;
@@ -213,9 +214,12 @@ static void again_after_forget(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(ipv4),		 cmocka_unit_test(ipv6),
-		cmocka_unit_test(no_such_connection), cmocka_unit_test(handles),
-		cmocka_unit_test(wrong_handles), cmocka_unit_test(again_after_forget),
+		cmocka_unit_test(ipv4),
+		cmocka_unit_test(ipv6),
+		cmocka_unit_test(no_such_connection),
+		cmocka_unit_test(handles),
+		cmocka_unit_test(wrong_handles),
+		cmocka_unit_test(again_after_forget),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

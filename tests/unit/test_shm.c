@@ -237,8 +237,14 @@ static void one_byte(void **state)
 /* Random sizes, from all kinds of first offsets; the receiver is now faster, now slower. */
 static void random_traffic(void **state)
 {
-	static const uint64_t starts[] = { 0, 1, 65535, 65536, 8388607, 1u << 20,
-					   ((uint64_t)1 << 40) + 4711, ((uint64_t)1 << 61) - 77777 };
+	static const uint64_t starts[] = { 0,
+					   1,
+					   65535,
+					   65536,
+					   8388607,
+					   1u << 20,
+					   ((uint64_t)1 << 40) + 4711,
+					   ((uint64_t)1 << 61) - 77777 };
 	uint32_t seen = 0;
 
 	(void)state;
@@ -492,7 +498,8 @@ static uint64_t rung(int fd)
 static void bells(void **state)
 {
 	struct rs_shm_bell *bell5 = &right.mine[0]->bells[5], *bell0 = &right.mine[0]->bells[0];
-	int fd5 = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), fd0 = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	int fd5 = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
+	    fd0 = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 
 	(void)state;
 	left.bell_fd[0] = fd0;

@@ -160,10 +160,14 @@ static void clocks(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(hide),		     cmocka_unit_test(several),
-		cmocka_unit_test(odd_numbers),	     cmocka_unit_test(no_room),
-		cmocka_unit_test(results_and_errno), cmocka_unit_test(eventfds),
-		cmocka_unit_test(futexes),	     cmocka_unit_test(clocks),
+		cmocka_unit_test(hide),
+		cmocka_unit_test(several),
+		cmocka_unit_test(odd_numbers),
+		cmocka_unit_test(no_room),
+		cmocka_unit_test(results_and_errno),
+		cmocka_unit_test(eventfds),
+		cmocka_unit_test(futexes),
+		cmocka_unit_test(clocks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

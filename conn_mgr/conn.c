@@ -10,17 +10,14 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "conn_mgr/conn_edge.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
-#include "conn_mgr/wait.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
 #include "rsock/log.h"
 #include "rsock/rows.h"
 #include "rsock/sys.h"
-
-/* Published in pieces so that the receiver works on the first while we copy the next. */
-#define PIECE ((size_t)32 << 10)
 
 static struct rs_lock pool_lock;
 static struct rs_conn *pool;
@@ -224,7 +221,7 @@ static void tcp_failed(struct rs_conn *c, long r)
 }
 
 /* Writes what the state machine owes to TCP. */
-static void flush_out(struct rs_conn *c)
+void rs_conn_flush_out(struct rs_conn *c)
 {
 	uint8_t buf[16384];
 	struct rs_tx_out o;
@@ -311,7 +308,7 @@ static void detach(struct rs_conn *c)
 }
 
 /* Obeys the state machine. Call before every unlock. */
-static void settle(struct rs_conn *c)
+void rs_conn_settle(struct rs_conn *c)
 {
 	bool ring = false;
 	uint64_t due;
@@ -325,7 +322,7 @@ static void settle(struct rs_conn *c)
 		if (todo & RS_DO_RESET)
 			abort_tcp(c);
 		if (todo & RS_DO_OUT)
-			flush_out(c);
+			rs_conn_flush_out(c);
 		if (todo & RS_DO_SHUT_WR)
 			rs_sys2(SYS_shutdown, c->fd, SHUT_WR);
 		if (todo & RS_DO_CLOSE) {
@@ -356,10 +353,10 @@ static void settle(struct rs_conn *c)
 		rs_conn_ring(c);
 }
 
-static void unlock(struct rs_conn *c)
+void rs_conn_unlock(struct rs_conn *c)
 {
 	if (c->sm.todo | c->sm.nmsgs)
-		settle(c);
+		rs_conn_settle(c);
 	rs_unlock(&c->lock);
 }
 
@@ -379,7 +376,7 @@ static void peer_ended(struct rs_conn *c)
 	}
 }
 
-static void tcp_ended(struct rs_conn *c)
+void rs_conn_tcp_ended(struct rs_conn *c)
 {
 	uint64_t tail = rs_chan_rx_survived(&c->ch, c->sm.rx_off);
 
@@ -390,7 +387,7 @@ static void tcp_ended(struct rs_conn *c)
 }
 
 /* Takes control data off the head of TCP, as far as there is any. */
-static void take_control(struct rs_conn *c)
+void rs_conn_take_control(struct rs_conn *c)
 {
 	uint8_t buf[RS_FRAME_LEN];
 	uint64_t n;
@@ -421,7 +418,7 @@ static void take_control(struct rs_conn *c)
 				return;
 			sync_acks(c);
 			if (r == 0) {
-				tcp_ended(c);
+				rs_conn_tcp_ended(c);
 				return;
 			}
 			if (!rs_rx_mark(&c->sm, buf, (size_t)r, false, rs_now_ms())) {
@@ -481,14 +478,14 @@ void rs_conn_tcp_event(struct rs_conn *c)
 	if (!c->managed || c->plain || c->reset)
 		goto out;
 	before = c->sm.rx;
-	take_control(c);
+	rs_conn_take_control(c);
 	if (c->blocked || c->sm.todo & RS_DO_OUT)
-		flush_out(c);
-	settle(c);
+		rs_conn_flush_out(c);
+	rs_conn_settle(c);
 	if (!c->plain && (before == RS_RX_RAW || before == RS_RX_ARMED || c->sm.tx == RS_TX_RAW))
 		rs_conn_ring(c); /* the kernel does not speak: application bytes or room */
 out:
-	unlock(c);
+	rs_conn_unlock(c);
 }
 
 /* ---- entering ---- */
@@ -523,7 +520,7 @@ static void try_enter(struct rs_conn *c, uint64_t now)
 	if (!counts_agree(c)) {
 		c->sm.refuse = true;
 		c->sm.why = RS_REASON_FOREIGN_IO;
-		settle(c);
+		rs_conn_settle(c);
 		return;
 	}
 	rs_chan_tx_begin(&c->ch, c->sm.tx_off);
@@ -555,9 +552,9 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 		rs_conn_ring(c); /* sleepers in poll() must sleep our way from now on */
 		try_enter(c, rs_now_ms());
 	}
-	settle(c);
+	rs_conn_settle(c);
 out:
-	unlock(c);
+	rs_conn_unlock(c);
 }
 
 void rs_conn_message(struct rs_conn *c, const struct rs_msg *m)
@@ -577,10 +574,10 @@ void rs_conn_message(struct rs_conn *c, const struct rs_msg *m)
 			c->sm.why = RS_REASON_PEER_LEFT;
 		c->sm.refuse = true;
 	}
-	take_control(c);
-	settle(c);
+	rs_conn_take_control(c);
+	rs_conn_settle(c);
 out:
-	unlock(c);
+	rs_conn_unlock(c);
 }
 
 void rs_conn_give_up(struct rs_conn *c, enum rs_reason why)
@@ -590,7 +587,7 @@ void rs_conn_give_up(struct rs_conn *c, enum rs_reason why)
 		c->reason = (uint8_t)why;
 		become_plain(c);
 	}
-	unlock(c);
+	rs_conn_unlock(c);
 }
 
 uint64_t rs_conn_deadline(const struct rs_conn *c)
@@ -637,651 +634,9 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 		if (c->retry_at && now >= c->retry_at)
 			try_enter(c, now);
 	}
-	settle(c);
+	rs_conn_settle(c);
 out:
-	unlock(c);
-}
-
-/* ---- receiving ---- */
-
-static size_t iov_bytes(const struct iovec *iov, size_t n)
-{
-	size_t sum = 0;
-
-	for (size_t i = 0; i < n; i++)
-		sum += iov[i].iov_len;
-	return sum;
-}
-
-/* The kernel would say EFAULT; that much can be known without touching the memory. */
-static bool bad_iov(const struct iovec *iov, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (iov[i].iov_len && ((uintptr_t)iov[i].iov_base < 4096 ||
-				       (uintptr_t)iov[i].iov_base >= (uintptr_t)1 << 47))
-			return true;
-	return false;
-}
-
-/* Copies ring bytes [head, upto) behind `done` bytes of the iovec; returns how many fitted. */
-static size_t ring_to_iov(struct rs_conn *c, const struct iovec *iov, size_t n, size_t done,
-			  uint64_t upto, bool peek, bool discard)
-{
-	uint64_t at = c->ch.head;
-	size_t copied = 0;
-
-	for (size_t i = 0; i < n && at < upto; i++) {
-		size_t off = 0;
-
-		if (done >= iov[i].iov_len) {
-			done -= iov[i].iov_len;
-			continue;
-		}
-		off = done;
-		done = 0;
-		while (off < iov[i].iov_len && at < upto) {
-			size_t k = iov[i].iov_len - off;
-
-			if (k > upto - at)
-				k = (size_t)(upto - at);
-			if (k > PIECE)
-				k = PIECE;
-			if (!discard)
-				rs_chan_rx_copy(&c->ch, at, (uint8_t *)iov[i].iov_base + off, k);
-			at += k;
-			off += k;
-			copied += k;
-			if (!peek)
-				rs_chan_rx_consume(&c->ch, at);
-		}
-	}
-	return copied;
-}
-
-static bool tcp_readable(struct rs_conn *c)
-{
-	int inq = 0;
-
-	return rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) == 0 && inq > 0;
-}
-
-/* One attempt. >= 0: bytes (0: end of file when *eof); -EAGAIN with *how: what to wait for. */
-static ssize_t recv_once(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, size_t done,
-			 int flags, enum rs_wait *how, bool *eof)
-{
-	size_t want = iov_bytes(iov, n) - done;
-	uint64_t limit, tail, m;
-
-again:
-	*how = RS_WAIT_TCP;
-	switch (rs_rx_plan(&c->sm, &limit)) {
-	case RS_RXP_TCP: {
-		struct iovec part[16];
-		struct msghdr mh = { .msg_iov = part };
-		size_t left = want < limit ? want : (size_t)limit, skip = done;
-		long r;
-
-		for (size_t i = 0; i < n && mh.msg_iovlen < 16 && left; i++) {
-			size_t k = iov[i].iov_len;
-
-			if (skip >= k) { /* received before, or empty */
-				skip -= k;
-				continue;
-			}
-			k -= skip;
-			if (k > left)
-				k = left;
-			part[mh.msg_iovlen].iov_base = (uint8_t *)iov[i].iov_base + skip;
-			part[mh.msg_iovlen++].iov_len = k;
-			left -= k;
-			skip = 0;
-		}
-		if (c->err) {
-			r = -c->err;
-			c->err = 0;
-			c->rst_told = true;
-			return r;
-		}
-		flags = (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT;
-		if (n == 1) /* with recv's own rules for absurd lengths */
-			r = rs_sys6(SYS_recvfrom, fd, (long)iov[0].iov_base + (long)done,
-				    (long)(want < limit ? want : limit), flags, 0, 0);
-		else
-			r = rs_sys3(SYS_recvmsg, fd, &mh, flags);
-		if (r > 0 && !(flags & MSG_PEEK)) {
-			c->krx += (uint64_t)r;
-			rs_rx_tcp(&c->sm, (uint64_t)r);
-			if (c->row)
-				c->row->rx_bytes = c->sm.rx_off;
-		}
-		if (r == 0 && !want)
-			*eof = true;
-		if (r == 0 && want) {
-			if (c->bound) {
-				tcp_ended(c);
-				if (c->sm.rx == RS_RX_DRAIN)
-					goto again;
-			}
-			*eof = true;
-		}
-		if (r == -EAGAIN && c->rd_shut) {
-			*eof = true;
-			return 0;
-		}
-		return r;
-	}
-	case RS_RXP_MARK:
-	case RS_RXP_SKIP: {
-		enum rs_rx before = c->sm.rx;
-		uint64_t skip = c->sm.rx_skip;
-
-		take_control(c);
-		if (c->sm.rx != before || c->sm.rx_skip != skip)
-			goto again;
-		if (c->rd_shut) {
-			*eof = true;
-			return 0;
-		}
-		if (c->err)
-			break;
-		*how = RS_WAIT_TCP;
-		if (before == RS_RX_ARMED && (c->sm.rx_held || (c->in_tcp && tcp_readable(c))))
-			*how = RS_WAIT_NEWS;
-		return -EAGAIN;
-	}
-	case RS_RXP_RING:
-		tail = rs_chan_rx_tail(&c->ch);
-		if (c->ch.rx_bad) {
-			rs_stream_violation(&c->sm);
-			settle(c);
-			break;
-		}
-		if (tail > limit)
-			tail = limit;
-		if (tail > c->sm.rx_off && !want) {
-			*eof = true;
-			return 0;
-		}
-		if (tail > c->sm.rx_off && bad_iov(iov, n) && !(flags & MSG_TRUNC))
-			return -EFAULT;
-		if (tail > c->sm.rx_off) {
-			size_t k = ring_to_iov(c, iov, n, done, tail, flags & MSG_PEEK,
-					       flags & MSG_TRUNC);
-
-			if (!(flags & MSG_PEEK)) {
-				rs_rx_ring(&c->sm, k);
-				if (c->row) {
-					c->row->rx_bytes = c->sm.rx_off;
-					c->row->rx_fast_bytes += k;
-				}
-			}
-			return (ssize_t)k;
-		}
-		if (rs_chan_rx_fin(&c->ch, &m) && !c->sm.rx_fin_known &&
-		    m == rs_chan_rx_tail(&c->ch)) {
-			rs_rx_fin_hint(&c->sm, m);
-			if (c->sm.rx_fin_known)
-				goto again;
-		}
-		if (c->rd_shut) {
-			*eof = true;
-			return 0;
-		}
-		if (c->err)
-			break;
-		*how = RS_WAIT_RING;
-		return -EAGAIN;
-	case RS_RXP_EOF:
-		*eof = true;
-		return 0;
-	case RS_RXP_RESET:
-		if (!c->reset && !c->rst_told)
-			c->err = c->err ? c->err : ECONNRESET;
-		c->rst_told = true;
-		break;
-	}
-	if (c->err) {
-		int e = c->err;
-
-		c->err = 0;
-		c->rst_told = true;
-		return -e;
-	}
-	*eof = true;
-	return 0;
-}
-
-/* The stream became plain in the middle of a MSG_WAITALL. */
-static ssize_t rest_from_kernel(int fd, const struct iovec *iov, size_t n, size_t done, int flags)
-{
-	size_t got = done;
-
-	for (size_t i = 0; i < n; i++) {
-		struct pollfd p = { .fd = fd, .events = POLLIN };
-		size_t k = iov[i].iov_len;
-		ssize_t r;
-
-		if (done >= k) {
-			done -= k;
-			continue;
-		}
-		/* An error is for the next call; a signal ends this one. */
-		if (!(flags & MSG_DONTWAIT) &&
-		    (rs_sys3(SYS_poll, &p, 1, -1) < 0 || p.revents & POLLERR))
-			break;
-		r = rs_sys6(SYS_recvfrom, fd, (long)iov[i].iov_base + (long)done, (long)(k - done),
-			    flags, 0, 0);
-		if (r < 0)
-			break;
-		got += (size_t)r;
-		if ((size_t)r < k - done)
-			break;
-		done = 0;
-	}
-	return (ssize_t)got;
-}
-
-static void keep_error(struct rs_conn *c, ssize_t r)
-{
-	rs_lock(&c->lock);
-	if (!c->err)
-		c->err = (int)-r;
-	rs_unlock(&c->lock);
-}
-
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
-{
-	size_t want = iov_bytes(iov, n), done = 0;
-	struct rs_waiter w;
-	enum rs_wait how;
-	bool eof;
-	ssize_t r;
-
-	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
-	for (;;) {
-		eof = false;
-		if (rs_lock_mine(&c->lock))
-			return done ? (ssize_t)done : -EINTR; /* a handler inside our own call */
-		rs_lock(&c->lock);
-		if (c->plain) {
-			rs_unlock(&c->lock);
-			return done ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
-		}
-		r = recv_once(c, fd, iov, n, done, flags, &how, &eof);
-		if (r == -EAGAIN && how == RS_WAIT_TCP && rs_waiter_blocks(&w))
-			c->in_tcp++;
-		else if (how == RS_WAIT_TCP)
-			how = RS_WAIT_RING; /* not going to wait */
-		unlock(c);
-		if (r > 0 && (flags & MSG_PEEK) && (flags & MSG_WAITALL) && (size_t)r < want &&
-		    rs_waiter_blocks(&w)) {
-			/* To wait for more without taking any: only the kernel can. */
-			rs_conn_leave(c, RS_REASON_CALL, true, 2000);
-			return c->plain ? -EXDEV : r;
-		}
-		if (r > 0) {
-			done += (size_t)r;
-			if (!(flags & MSG_WAITALL) || (flags & MSG_PEEK) || done == want)
-				return (ssize_t)done;
-			continue;
-		}
-		if (r == 0 && !eof)
-			continue;
-		if (r == 0 || (r != -EAGAIN && r != -EINTR)) {
-			if (done && r < 0 && r != -EFAULT)
-				keep_error(c, r); /* for the next call, as the kernel does */
-			return done ? (ssize_t)done : r;
-		}
-		w.partial = done != 0;
-		r = rs_wait_rx(&w, how);
-		if (how == RS_WAIT_TCP) {
-			rs_lock(&c->lock);
-			c->in_tcp--;
-			unlock(c);
-		}
-		if (r < 0)
-			return done ? (ssize_t)done : r;
-	}
-}
-
-/* ---- sending ---- */
-
-static ssize_t send_tcp(int fd, const struct iovec *iov, size_t n, size_t done, int flags)
-{
-	struct iovec part[16];
-	struct msghdr mh = { .msg_iov = part };
-
-	for (size_t i = 0; i < n && mh.msg_iovlen < 16; i++) {
-		if (done >= iov[i].iov_len) {
-			done -= iov[i].iov_len;
-			continue;
-		}
-		part[mh.msg_iovlen].iov_base = (uint8_t *)iov[i].iov_base + done;
-		part[mh.msg_iovlen++].iov_len = iov[i].iov_len - done;
-		done = 0;
-	}
-	return rs_sys3(SYS_sendmsg, fd, &mh, flags | MSG_NOSIGNAL);
-}
-
-static void sent_tcp(struct rs_conn *c, size_t k)
-{
-	c->ktx += k;
-	rs_tx_tcp(&c->sm, k);
-	if (c->row)
-		c->row->tx_bytes = c->sm.tx_off;
-}
-
-static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, size_t done,
-			bool grow)
-{
-	size_t sent = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		size_t off;
-
-		if (done >= iov[i].iov_len) {
-			done -= iov[i].iov_len;
-			continue;
-		}
-		off = done;
-		done = 0;
-		while (off < iov[i].iov_len) {
-			size_t room = rs_chan_tx_room(&c->ch, grow);
-			size_t k = iov[i].iov_len - off;
-
-			if (!room)
-				goto out;
-			if (k > room)
-				k = room;
-			if (k > PIECE)
-				k = PIECE;
-			rs_chan_tx_copy(&c->ch, c->ch.tail, (const uint8_t *)iov[i].iov_base + off,
-					k);
-			/* Small pieces of one call become one message. */
-			if (i + 1 < n && k < 4096 && room - k >= 65536 / 2) {
-				c->ch.tail += k;
-				off += k;
-				sent += k;
-				continue;
-			}
-			rs_chan_tx_publish(&c->ch, c->ch.tail + k);
-			off += k;
-			sent += k;
-		}
-	}
-out:
-	if (sent) {
-		if (__atomic_load_n(&c->ch.peer->tail, __ATOMIC_RELAXED) != c->ch.tail)
-			rs_chan_tx_publish(&c->ch, c->ch.tail);
-		rs_tx_ring(&c->sm, sent);
-		if (c->row) {
-			c->row->tx_bytes = c->sm.tx_off;
-			c->row->tx_fast_bytes += sent;
-		}
-	}
-	return sent;
-}
-
-ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
-{
-	size_t want = iov_bytes(iov, n), done = 0;
-	bool grow = false;
-	struct rs_waiter w;
-	ssize_t r;
-
-	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
-	for (;;) {
-		enum rs_wait how = RS_WAIT_NEWS;
-
-		if (rs_lock_mine(&c->lock))
-			return done ? (ssize_t)done : -EINTR;
-		rs_lock(&c->lock);
-		if (c->plain) {
-			rs_unlock(&c->lock);
-			return done ? (ssize_t)done : -EXDEV;
-		}
-		if (c->err) {
-			r = -c->err;
-			c->err = 0;
-			c->rst_told = true;
-			unlock(c);
-			return done ? (ssize_t)done : r;
-		}
-		r = -EAGAIN;
-		switch (c->reset || c->broken ? RS_TXP_EPIPE : rs_tx_plan(&c->sm)) {
-		case RS_TXP_TCP:
-			if (c->busy)
-				break;
-			r = send_tcp(fd, iov, n, done, (flags & (MSG_MORE)) | MSG_DONTWAIT);
-			if (r > 0)
-				sent_tcp(c, (size_t)r);
-			if (r == -EAGAIN && rs_waiter_blocks(&w)) {
-				/*
-				 * Sleep in the kernel's own send, for its exact restart and
-				 * time-out rules. Nobody else may send, or enter, meanwhile.
-				 */
-				c->busy = 1;
-				rs_unlock(&c->lock);
-				w.partial = done != 0;
-				r = rs_wait_in_send(&w, iov, n, done);
-				rs_lock(&c->lock);
-				if (r > 0)
-					sent_tcp(c, (size_t)r);
-				c->busy = 0;
-				rs_conn_ring(c);
-				if (r < 0) {
-					unlock(c);
-					return done ? (ssize_t)done : r;
-				}
-			}
-			break;
-		case RS_TXP_RING:
-			if (bad_iov(iov, n)) {
-				r = -EFAULT;
-				break;
-			}
-			r = (ssize_t)send_ring(c, iov, n, done, grow || !rs_waiter_blocks(&w));
-			if (done + (size_t)r < want && !rs_waiter_blocks(&w)) {
-				/* Who waits for EPOLLOUT hears of room; look again after saying so. */
-				__atomic_fetch_or(&c->ch.mine->tx_mask, c->ch.mine->rx_mask,
-						  __ATOMIC_SEQ_CST);
-				r += (ssize_t)send_ring(c, iov, n, done + (size_t)r, true);
-			}
-			if (r == 0 && want > done) {
-				r = -EAGAIN;
-				how = RS_WAIT_ROOM;
-			}
-			break;
-		case RS_TXP_WAIT:
-			flush_out(c);
-			if (rs_tx_plan(&c->sm) != RS_TXP_WAIT) {
-				unlock(c);
-				continue;
-			}
-			break;
-		case RS_TXP_EPIPE:
-			r = -EPIPE;
-			break;
-		}
-		unlock(c);
-		if (r >= 0) {
-			done += (size_t)r;
-			if (done >= want || !rs_waiter_blocks(&w))
-				return (ssize_t)done;
-			continue;
-		}
-		if (r != -EAGAIN && r != -EINTR)
-			return done ? (ssize_t)done : r;
-		if (done && !rs_waiter_blocks(&w))
-			return (ssize_t)done;
-		if (how == RS_WAIT_ROOM && !grow && rs_waiter_blocks(&w)) {
-			/* First give the receiver a moment, then take the larger ring. */
-			grow = !rs_spin_room(&w);
-			continue;
-		}
-		w.partial = done != 0;
-		r = rs_wait_tx(&w, how);
-		if (r < 0)
-			return done ? (ssize_t)done : r;
-	}
-}
-
-/* ---- readiness ---- */
-
-uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
-{
-	const uint32_t in = POLLIN | POLLRDNORM, out = POLLOUT | POLLWRNORM;
-	uint32_t mask = 0, ask = 0;
-	uint64_t limit, m;
-	bool eof = false;
-
-	if (rs_lock_mine(&c->lock)) {
-		*ask_kernel = 0;
-		return 0;
-	}
-	rs_lock(&c->lock);
-	if (c->plain) {
-		*ask_kernel = events | POLLERR | POLLHUP;
-		rs_unlock(&c->lock);
-		return 0;
-	}
-	if (c->sm.rx == RS_RX_ARMED || c->sm.rx == RS_RX_DRAIN)
-		take_control(c);
-	switch (rs_rx_plan(&c->sm, &limit)) {
-	case RS_RXP_TCP:
-		ask |= in | POLLRDHUP | POLLPRI;
-		break;
-	case RS_RXP_MARK:
-		if (!c->sm.rx_held)
-			ask |= in | POLLRDHUP;
-		break;
-	case RS_RXP_SKIP:
-		break;
-	case RS_RXP_RING:
-		if (rs_chan_rx_tail(&c->ch) > c->sm.rx_off)
-			mask |= in;
-		if (rs_chan_rx_fin(&c->ch, &m)) {
-			mask |= POLLRDHUP;
-			eof = true;
-			if (m == c->sm.rx_off)
-				mask |= in;
-		}
-		if (c->sm.rx == RS_RX_DRAIN && c->sm.rx_end) {
-			mask |= in | POLLRDHUP;
-			eof = true;
-		}
-		break;
-	case RS_RXP_EOF:
-		mask |= in | POLLRDHUP;
-		eof = true;
-		break;
-	case RS_RXP_RESET:
-		mask |= in | POLLRDHUP | POLLHUP;
-		if (!c->rst_told)
-			mask |= POLLERR;
-		eof = true;
-		break;
-	}
-	if (c->rd_shut) {
-		mask |= in | POLLRDHUP;
-		eof = true;
-	}
-	switch (rs_tx_plan(&c->sm)) {
-	case RS_TXP_TCP:
-		ask |= out;
-		break;
-	case RS_TXP_RING:
-		if (rs_chan_tx_writable(&c->ch))
-			mask |= out;
-		break;
-	case RS_TXP_WAIT:
-		break;
-	case RS_TXP_EPIPE:
-		mask |= out;
-		if (eof)
-			mask |= POLLHUP;
-		break;
-	}
-	/* The kernel's errors count once the stream has nothing of its own to say any more. */
-	if (c->sm.tx == RS_TX_RAW || !c->bound)
-		ask |= POLLERR | POLLHUP;
-	if (c->err)
-		mask |= POLLERR | POLLHUP;
-	if (c->reset)
-		mask |= POLLERR | POLLHUP | in | out | POLLRDHUP;
-	unlock(c);
-	*ask_kernel = ask & (events | POLLERR | POLLHUP);
-	return mask & (events | POLLERR | POLLHUP);
-}
-
-long rs_conn_readable(struct rs_conn *c)
-{
-	uint64_t limit, tail;
-	long r = -EAGAIN;
-
-	rs_lock(&c->lock);
-	if (!c->plain && c->bound) {
-		enum rs_rx_plan plan;
-
-		take_control(c);
-		plan = rs_rx_plan(&c->sm, &limit);
-		if (plan == RS_RXP_RING) {
-			tail = rs_chan_rx_tail(&c->ch);
-			r = (long)((tail < limit ? tail : limit) - c->sm.rx_off);
-		} else if (plan != RS_RXP_TCP) {
-			r = 0;
-		}
-	}
-	unlock(c);
-	return r;
-}
-
-long rs_conn_unsent(struct rs_conn *c)
-{
-	long r = -EAGAIN;
-
-	rs_lock(&c->lock);
-	if (!c->plain && c->bound && c->sm.tx != RS_TX_RAW) {
-		uint64_t flight = c->ch.tail - rs_chan_tx_head(&c->ch);
-
-		/* As on any loopback connection: what fits the peer's buffer, the peer has. */
-		r = flight > ((uint64_t)1 << 18) ? (long)flight : 0;
-	}
-	unlock(c);
-	return r;
-}
-
-int rs_conn_take_error(struct rs_conn *c)
-{
-	int e;
-
-	rs_lock(&c->lock);
-	if (!c->err && c->bound && !c->rst_told) {
-		uint64_t n;
-
-		if (rs_rx_plan(&c->sm, &n) == RS_RXP_RESET) {
-			c->err = ECONNRESET;
-			c->rst_told = true;
-		}
-	}
-	e = c->err;
-	c->err = 0;
-	c->rst_told |= e != 0;
-	unlock(c);
-	return e;
-}
-
-int rs_conn_path(struct rs_conn *c)
-{
-	int path = 0;
-
-	if (c->plain || !c->bound)
-		return 0;
-	if (c->sm.tx == RS_TX_FAST)
-		path |= RS_PATH_SHM;
-	if (c->sm.rx == RS_RX_FAST)
-		path |= RS_PATH_SHM << 4;
-	return path;
+	rs_conn_unlock(c);
 }
 
 /* ---- wishes ---- */
@@ -1324,7 +679,7 @@ void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on)
 			__atomic_fetch_and(&c->ch.mine->tx_mask, ~(1u << bell), __ATOMIC_SEQ_CST);
 		}
 	}
-	unlock(c);
+	rs_conn_unlock(c);
 }
 
 /* ---- ending ---- */
@@ -1353,10 +708,10 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 			c->rd_shut = true;
 		if (how != SHUT_RD)
 			rs_stream_shutdown_wr(&c->sm, rs_now_ms());
-		settle(c);
+		rs_conn_settle(c);
 		rs_conn_ring(c);
 	}
-	unlock(c);
+	rs_conn_unlock(c);
 	return r;
 }
 
@@ -1402,7 +757,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 		goto out;
 	}
 	sync_acks(c);
-	take_control(c);
+	rs_conn_take_control(c);
 	if (c->sm.rx == RS_RX_FAST || c->sm.rx == RS_RX_DRAIN) {
 		unread |= rs_chan_rx_tail(&c->ch) > c->sm.rx_off &&
 			  rs_rx_plan(&c->sm, &n) == RS_RXP_RING;
@@ -1415,7 +770,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	}
 	unwatch_tcp(c);
 	rs_stream_close(&c->sm, unread, rs_now_ms());
-	settle(c);
+	rs_conn_settle(c);
 	if (c->sm.dead)
 		goto out;
 	/* The peer may still write control bytes: keep the socket until it says that it will not. */
@@ -1428,11 +783,11 @@ void rs_conn_close(struct rs_conn *c, int fd)
 		c->held = true;
 		if (rs_control_watch_conn(c->fd, c) == 0)
 			c->watched_tcp = true;
-		take_control(c);
-		settle(c);
+		rs_conn_take_control(c);
+		rs_conn_settle(c);
 	}
 out:
-	unlock(c);
+	rs_conn_unlock(c);
 }
 
 void rs_conn_fd_added(struct rs_conn *c)
@@ -1458,7 +813,7 @@ bool rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 		if (c->row)
 			c->row->fd = other;
 	}
-	unlock(c);
+	rs_conn_unlock(c);
 	return last;
 }
 
@@ -1473,13 +828,13 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 		become_plain(c);
 	} else if (!c->plain && !c->reset) {
 		sync_acks(c);
-		take_control(c);
+		rs_conn_take_control(c);
 		c->sm.refuse = true;
 		if (!c->left)
 			c->reason = (uint8_t)why;
 		c->left = true;
 		rs_stream_leave(&c->sm, (uint8_t)why, consumed);
-		settle(c);
+		rs_conn_settle(c);
 	}
 	while (!c->plain && !c->reset && !c->closed) {
 		uint32_t news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
@@ -1503,11 +858,11 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 		rs_lock(&c->lock);
 		if (!c->plain && c->managed) {
 			sync_acks(c);
-			take_control(c);
-			flush_out(c);
-			settle(c);
+			rs_conn_take_control(c);
+			rs_conn_flush_out(c);
+			rs_conn_settle(c);
 		}
 	}
-	unlock(c);
+	rs_conn_unlock(c);
 	return r;
 }

@@ -145,11 +145,16 @@ static uint64_t due_of(struct rs_conn *c)
 }
 
 /* Nothing of this connection needs the control thread any more. Under its lock. */
-static bool finished(const struct rs_conn *c)
+static bool finished(struct rs_conn *c)
 {
-	if (c->watched_tcp || c->held)
+	bool done;
+
+	/* Under the lock: a close that is going on has not yet said that it holds the socket. */
+	if (!rs_trylock(&c->lock))
 		return false;
-	return c->plain || c->closed || c->reset;
+	done = !c->watched_tcp && !c->held && (c->plain || c->closed || c->reset);
+	rs_unlock(&c->lock);
+	return done;
 }
 
 /* Timers and claims of all connections; returns when to come again. */

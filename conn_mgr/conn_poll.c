@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * conn_poll.c - what a connection is ready for, and what it has to say when asked
+ */
+#include <errno.h>
+#include <poll.h>
+
+#include "conn_mgr/conn.h"
+#include "conn_mgr/conn_edge.h"
+#include "rsock/sys.h"
+
+uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
+{
+	const uint32_t in = POLLIN | POLLRDNORM, out = POLLOUT | POLLWRNORM;
+	uint32_t mask = 0, ask = 0;
+	uint64_t limit, m;
+	bool eof = false;
+
+	if (rs_lock_mine(&c->lock)) {
+		*ask_kernel = 0;
+		return 0;
+	}
+	rs_lock(&c->lock);
+	if (c->plain) {
+		*ask_kernel = events | POLLERR | POLLHUP;
+		rs_unlock(&c->lock);
+		return 0;
+	}
+	if (c->sm.rx == RS_RX_ARMED || c->sm.rx == RS_RX_DRAIN)
+		rs_conn_take_control(c);
+	switch (rs_rx_plan(&c->sm, &limit)) {
+	case RS_RXP_TCP:
+		ask |= in | POLLRDHUP | POLLPRI;
+		break;
+	case RS_RXP_MARK:
+		if (!c->sm.rx_held)
+			ask |= in | POLLRDHUP;
+		break;
+	case RS_RXP_SKIP:
+		break;
+	case RS_RXP_RING:
+		if (rs_chan_rx_tail(&c->ch) > c->sm.rx_off)
+			mask |= in;
+		if (rs_chan_rx_fin(&c->ch, &m)) {
+			mask |= POLLRDHUP;
+			eof = true;
+			if (m == c->sm.rx_off)
+				mask |= in;
+		}
+		if (c->sm.rx == RS_RX_DRAIN && c->sm.rx_end) {
+			mask |= in | POLLRDHUP;
+			eof = true;
+		}
+		break;
+	case RS_RXP_EOF:
+		mask |= in | POLLRDHUP;
+		eof = true;
+		break;
+	case RS_RXP_RESET:
+		mask |= in | POLLRDHUP | POLLHUP;
+		if (!c->rst_told)
+			mask |= POLLERR;
+		eof = true;
+		break;
+	}
+	if (c->rd_shut) {
+		mask |= in | POLLRDHUP;
+		eof = true;
+	}
+	switch (rs_tx_plan(&c->sm)) {
+	case RS_TXP_TCP:
+		ask |= out;
+		break;
+	case RS_TXP_RING:
+		if (rs_chan_tx_writable(&c->ch))
+			mask |= out;
+		break;
+	case RS_TXP_WAIT:
+		break;
+	case RS_TXP_EPIPE:
+		mask |= out;
+		if (eof)
+			mask |= POLLHUP;
+		break;
+	}
+	/* The kernel's errors count once the stream has nothing of its own to say any more. */
+	if (c->sm.tx == RS_TX_RAW || !c->bound)
+		ask |= POLLERR | POLLHUP;
+	if (c->err)
+		mask |= POLLERR | POLLHUP;
+	if (c->reset)
+		mask |= POLLERR | POLLHUP | in | out | POLLRDHUP;
+	rs_conn_unlock(c);
+	*ask_kernel = ask & (events | POLLERR | POLLHUP);
+	return mask & (events | POLLERR | POLLHUP);
+}
+
+long rs_conn_readable(struct rs_conn *c)
+{
+	uint64_t limit, tail;
+	long r = -EAGAIN;
+
+	rs_lock(&c->lock);
+	if (!c->plain && c->bound) {
+		enum rs_rx_plan plan;
+
+		rs_conn_take_control(c);
+		plan = rs_rx_plan(&c->sm, &limit);
+		if (plan == RS_RXP_RING) {
+			tail = rs_chan_rx_tail(&c->ch);
+			r = (long)((tail < limit ? tail : limit) - c->sm.rx_off);
+		} else if (plan != RS_RXP_TCP) {
+			r = 0;
+		}
+	}
+	rs_conn_unlock(c);
+	return r;
+}
+
+long rs_conn_unsent(struct rs_conn *c)
+{
+	long r = -EAGAIN;
+
+	rs_lock(&c->lock);
+	if (!c->plain && c->bound && c->sm.tx != RS_TX_RAW) {
+		uint64_t flight = c->ch.tail - rs_chan_tx_head(&c->ch);
+
+		/* As on any loopback connection: what fits the peer's buffer, the peer has. */
+		r = flight > ((uint64_t)1 << 18) ? (long)flight : 0;
+	}
+	rs_conn_unlock(c);
+	return r;
+}
+
+int rs_conn_take_error(struct rs_conn *c)
+{
+	int e;
+
+	rs_lock(&c->lock);
+	if (!c->err && c->bound && !c->rst_told) {
+		uint64_t n;
+
+		if (rs_rx_plan(&c->sm, &n) == RS_RXP_RESET) {
+			c->err = ECONNRESET;
+			c->rst_told = true;
+		}
+	}
+	e = c->err;
+	c->err = 0;
+	c->rst_told |= e != 0;
+	rs_conn_unlock(c);
+	return e;
+}
+
+int rs_conn_path(struct rs_conn *c)
+{
+	int path = 0;
+
+	if (c->plain || !c->bound)
+		return 0;
+	if (c->sm.tx == RS_TX_FAST)
+		path |= RS_PATH_SHM;
+	if (c->sm.rx == RS_RX_FAST)
+		path |= RS_PATH_SHM << 4;
+	return path;
+}

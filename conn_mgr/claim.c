@@ -536,8 +536,8 @@ void rs_claim_link_up(struct rs_link *l)
 	uint64_t now = rs_now_ms();
 
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
-		if (c->link == l && !c->server && c->claim == RS_CLAIM_SENT &&
-		    c->id == UINT32_MAX && wanted(c))
+		if (!c->server && c->claim == RS_CLAIM_SENT && c->id == UINT32_MAX && wanted(c) &&
+		    c->link == l)
 			send_claim(c, use, now);
 	if (use != l) {
 		/* We have a link to that process already, by another of its names. */

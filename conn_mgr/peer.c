@@ -408,16 +408,21 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 		try_release(l, id);
 	rs_unlock(&l->lock);
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
-		if (c->link != l)
-			continue;
-		if (!c->bound) {
+		bool mine, bound;
+
+		rs_lock(&c->lock);
+		mine = c->link == l;
+		bound = mine && c->bound;
+		/* A process that died also says so on TCP, and then nothing needs to be resumed. */
+		if (bound)
+			c->link_dead_at = now + 100;
+		rs_unlock(&c->lock);
+		if (bound) {
+			rs_control_due(now + 100);
+		} else if (mine) {
 			rs_link_slot_leave(l, c->id, c);
 			rs_claim_link_lost(c, now);
-			continue;
 		}
-		/* A process that died also says so on TCP, and then nothing needs to be resumed. */
-		c->link_dead_at = now + 100;
-		rs_control_due(c->link_dead_at);
 	}
 }
 

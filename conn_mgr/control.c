@@ -145,16 +145,9 @@ static uint64_t due_of(struct rs_conn *c)
 }
 
 /* Nothing of this connection needs the control thread any more. Under its lock. */
-static bool finished(struct rs_conn *c)
+static bool finished(const struct rs_conn *c)
 {
-	bool done;
-
-	/* Under the lock: a close that is going on has not yet said that it holds the socket. */
-	if (!rs_trylock(&c->lock))
-		return false;
-	done = !c->watched_tcp && !c->held && (c->plain || c->closed || c->reset);
-	rs_unlock(&c->lock);
-	return done;
+	return !c->watched_tcp && !c->held && (c->plain || c->closed || c->reset);
 }
 
 /* Timers and claims of all connections; returns when to come again. */
@@ -168,7 +161,7 @@ static uint64_t look_at_all(uint64_t now)
 		uint64_t d;
 
 		next = c->next;
-		/* Not in the middle of somebody's close. */
+		/* A close that is going on has not yet said that it holds the socket. */
 		rs_lock(&c->lock);
 		over = finished(c);
 		d = rs_conn_deadline(c);

@@ -304,6 +304,7 @@ static void detach(struct rs_conn *c)
 {
 	rs_stream_gone(&c->sm);
 	send_messages(c);
+	rs_conn_ring(c); /* who sleeps in the slot must not stay there */
 	rs_peer_detach(c);
 }
 
@@ -490,27 +491,40 @@ out:
 
 /* ---- entering ---- */
 
-/* The kernel's own byte counts must be ours, or somebody did I/O that we did not see. */
-static bool counts_agree(struct rs_conn *c)
+/* 1: the kernel's counts are ours; 0: they are not; -1: they were changing. */
+static int compare_counts(struct rs_conn *c)
 {
 	struct tcp_info ti;
 	socklen_t len = sizeof(ti);
-	int inq = 0, outq = 0;
+	int inq = 0, outq = 0, inq2 = 0, outq2 = 0;
 
 	memset(&ti, 0, sizeof(ti));
-	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
-	    rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) != 0 ||
-	    rs_sys3(SYS_ioctl, c->fd, TIOCOUTQ, &outq) != 0)
-		return false;
+	if (rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) != 0 ||
+	    rs_sys3(SYS_ioctl, c->fd, TIOCOUTQ, &outq) != 0 ||
+	    rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
+	    rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq2) != 0 ||
+	    rs_sys3(SYS_ioctl, c->fd, TIOCOUTQ, &outq2) != 0)
+		return 0;
 	if (len < offsetof(struct tcp_info, tcpi_bytes_received) + 8)
-		return true; /* a kernel older than these counters */
+		return 1; /* a kernel older than these counters */
 	if (ti.tcpi_state != 1 /* TCP_ESTABLISHED */)
-		return false;
+		return 0;
+	if (inq != inq2 || outq != outq2)
+		return -1; /* bytes or acknowledgements came meanwhile */
 	/* tcpi_bytes_acked counts the SYN of the connecting side. */
-	if (ti.tcpi_bytes_received != c->krx + (unsigned int)inq)
-		return false;
-	return c->ktx + 1 == ti.tcpi_bytes_acked + (unsigned int)outq ||
-	       c->ktx == ti.tcpi_bytes_acked + (unsigned int)outq;
+	return ti.tcpi_bytes_received == c->krx + (unsigned int)inq &&
+	       (c->ktx + 1 == ti.tcpi_bytes_acked + (unsigned int)outq ||
+		c->ktx == ti.tcpi_bytes_acked + (unsigned int)outq);
+}
+
+/* The kernel's own byte counts must be ours, or somebody did I/O that we did not see. */
+static bool counts_agree(struct rs_conn *c)
+{
+	int r = -1;
+
+	for (int i = 0; i < 100 && r < 0; i++)
+		r = compare_counts(c);
+	return r != 0;
 }
 
 static void try_enter(struct rs_conn *c, uint64_t now)
@@ -541,7 +555,7 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	}
 	c->claim = RS_CLAIM_DONE;
 	c->window_end = 0;
-	c->bound = true;
+	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
 	rs_stream_attach(&c->sm, key, c->server);
 	if (manage(c) != 0) {
 		c->sm.refuse = true;
@@ -749,6 +763,8 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	}
 	c->closed = true;
 	c->fd = fd;
+	if (c->reset && c->bound)
+		detach(c);
 	if (c->plain || c->reset)
 		goto out;
 	if (!c->bound) {

@@ -68,7 +68,8 @@ struct rs_conn {
 	int fd; /* a descriptor of the kernel socket; changes under the lock */
 	int err; /* pending socket error (errno value) that the kernel does not know of */
 	/* What the kernel knows about blocking, cached; rs_conn_modes_changed() drops it. */
-	bool modes_known, nonblock;
+	bool nonblock;
+	uint32_t modes, modes_known; /* changes of them; the change + 1 that is known */
 	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none */
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
 	struct rs_stream sm;
@@ -153,7 +154,9 @@ bool rs_conn_fd_closed(struct rs_conn *c, int fd, int other);
  * `wait_ms`). 0; -ETIMEDOUT: not yet. `consumed`: what was not consumed must be in the kernel again.
  */
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
-/* tx path | rx path << 4 (enum rs_path). */
+/* The CPU on which the peer last sent + 1; 0: not known. */
+uint32_t rs_conn_peer_cpu(struct rs_conn *c);
+/* tx path | rx path << 4 (enum rs_path). Under the lock. */
 int rs_conn_path(struct rs_conn *c);
 
 void rs_conn_watch(struct rs_conn *c, struct rs_watch *w);

@@ -152,6 +152,17 @@ int rs_conn_take_error(struct rs_conn *c)
 	return e;
 }
 
+uint32_t rs_conn_peer_cpu(struct rs_conn *c)
+{
+	uint32_t cpu = 0;
+
+	rs_lock(&c->lock);
+	if (c->bound)
+		cpu = __atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED);
+	rs_unlock(&c->lock);
+	return cpu;
+}
+
 int rs_conn_path(struct rs_conn *c)
 {
 	int path = 0;

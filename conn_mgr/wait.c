@@ -38,25 +38,30 @@ static uint64_t timeout_of(int fd, int name)
 
 void rs_conn_modes_changed(struct rs_conn *c)
 {
-	__atomic_store_n(&c->modes_known, false, __ATOMIC_RELEASE);
+	__atomic_fetch_add(&c->modes, 1, __ATOMIC_SEQ_CST);
 }
 
 bool rs_waiter_blocks(struct rs_waiter *w)
 {
 	if (w->blocks < 0) {
 		struct rs_conn *c = w->c;
+		uint32_t modes = __atomic_load_n(&c->modes, __ATOMIC_SEQ_CST);
 		uint64_t timeo;
 
-		if (!__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE)) {
+		if (__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE) != modes + 1) {
 			long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
 
-			c->rcv_timeo = timeout_of(w->fd, SO_RCVTIMEO);
-			c->snd_timeo = timeout_of(w->fd, SO_SNDTIMEO);
-			c->nonblock = fl < 0 || fl & O_NONBLOCK;
-			__atomic_store_n(&c->modes_known, true, __ATOMIC_RELEASE);
+			__atomic_store_n(&c->rcv_timeo, timeout_of(w->fd, SO_RCVTIMEO),
+					 __ATOMIC_RELAXED);
+			__atomic_store_n(&c->snd_timeo, timeout_of(w->fd, SO_SNDTIMEO),
+					 __ATOMIC_RELAXED);
+			__atomic_store_n(&c->nonblock, fl < 0 || fl & O_NONBLOCK, __ATOMIC_RELAXED);
+			/* What has changed since `modes` was read makes this stale. */
+			__atomic_store_n(&c->modes_known, modes + 1, __ATOMIC_RELEASE);
 		}
-		w->blocks = !c->nonblock;
-		timeo = w->timeo == SO_RCVTIMEO ? c->rcv_timeo : c->snd_timeo;
+		w->blocks = !__atomic_load_n(&c->nonblock, __ATOMIC_RELAXED);
+		timeo = __atomic_load_n(w->timeo == SO_RCVTIMEO ? &c->rcv_timeo : &c->snd_timeo,
+					__ATOMIC_RELAXED);
 		if (w->blocks && timeo) {
 			w->timed = true;
 			w->end = rs_now_ns() + timeo;
@@ -67,7 +72,7 @@ bool rs_waiter_blocks(struct rs_waiter *w)
 
 uint32_t rs_spin_us(const struct rs_conn *c)
 {
-	if (!rs_config.spin_us || !c->bound)
+	if (!rs_config.spin_us || !__atomic_load_n(&c->bound, __ATOMIC_RELAXED))
 		return 0;
 	/* A peer on our own CPU cannot run while we spin. */
 	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)

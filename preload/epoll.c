@@ -43,9 +43,14 @@ struct item {
 	struct item *hash_next, *ready_next;
 };
 
+/* Words that are read without the lock under which they are written. */
+#define GET(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
+#define SET(x, v) __atomic_store_n(&(x), (v), __ATOMIC_RELAXED)
+
 struct rs_epoll {
 	struct rs_lock lock; /* the items; taken before connection locks */
 	struct rs_lock ready_lock; /* the queue; a leaf */
+	struct rs_lock mark_lock; /* the bell */
 	int epfd;
 	struct item *hash[BUCKETS];
 	struct item *ready, **ready_tail;
@@ -136,7 +141,7 @@ static void unqueue(struct item *it)
 		*p = it->ready_next;
 		if (!*p)
 			ep->ready_tail = p;
-		ep->nready--;
+		__atomic_store_n(&ep->nready, ep->nready - 1, __ATOMIC_SEQ_CST);
 	}
 	it->queued = false;
 	rs_unlock(&ep->ready_lock);
@@ -149,11 +154,11 @@ static void changed(struct rs_watch *w, struct rs_conn *c)
 	struct item *it = item_of(w);
 
 	(void)c;
-	if (it->in_kernel || it->disarmed)
+	if (GET(it->in_kernel) || GET(it->disarmed))
 		return;
 	push(it);
 	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
-		rs_bell_ring(1u << it->ep->bell);
+		rs_bell_ring(1u << GET(it->ep->bell));
 }
 
 /*
@@ -167,7 +172,7 @@ static bool fired_in_kernel(const struct item *it)
 	size_t have = 0, len;
 	char *at;
 
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", it->ep->epfd);
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", GET(it->ep->epfd));
 	len = (size_t)snprintf(key, sizeof(key), "tfd: %8d events:", it->fd);
 	fd = rs_sys4(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
 	if (fd < 0)
@@ -194,68 +199,77 @@ static bool fired_in_kernel(const struct item *it)
 static void mark(struct rs_epoll *ep)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = ep->tag };
+	uint32_t bell;
 
-	if (ep->marked)
+	if (GET(ep->marked))
 		return;
-	ep->bell = rs_bell_get();
-	if (ep->bell == 0)
-		return;
-	/* Before the first event can come: a waiter must know what it is. */
-	__atomic_store_n(&ep->marked, true, __ATOMIC_SEQ_CST);
-	if (rs_sys4(SYS_epoll_ctl, ep->epfd, EPOLL_CTL_ADD, rs_bell_fd(ep->bell), &ev) != 0) {
-		rs_bell_put(ep->bell);
-		ep->bell = 0;
-		return;
+	/* The control thread and a thread of the program may both be first. */
+	rs_lock(&ep->mark_lock);
+	bell = GET(ep->marked) ? 0 : rs_bell_get();
+	if (bell) {
+		/* Before the first event can come: a waiter must know what it is. */
+		SET(ep->bell, bell);
+		__atomic_store_n(&ep->marked, true, __ATOMIC_SEQ_CST);
+		if (rs_sys4(SYS_epoll_ctl, GET(ep->epfd), EPOLL_CTL_ADD, rs_bell_fd(bell), &ev) !=
+		    0) {
+			SET(ep->bell, 0);
+			__atomic_store_n(&ep->marked, false, __ATOMIC_SEQ_CST);
+			rs_bell_put(bell);
+			bell = 0;
+		}
 	}
-	rs_peer_bells();
+	rs_unlock(&ep->mark_lock);
+	if (bell)
+		rs_peer_bells();
 }
 
 static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 {
 	struct item *it = item_of(w);
 	struct epoll_event ev = { .events = it->events, .data = it->data };
+
 	if (speaks) {
 		unqueue(it);
 		if (!it->in_kernel && !c->closed) {
-			if (it->disarmed)
+			if (GET(it->disarmed))
 				ev.events &=
 					(uint32_t) ~(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP);
-			rs_sys4(SYS_epoll_ctl, it->ep->epfd, EPOLL_CTL_ADD, it->fd, &ev);
+			rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_ADD, it->fd, &ev);
 			/* A one-shot that fired stays silent: events of 0 report only errors. */
-			it->in_kernel = true;
+			SET(it->in_kernel, true);
 			__atomic_fetch_add(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
 		}
 		return;
 	}
 	if (it->in_kernel) {
 		if (it->events & EPOLLONESHOT)
-			it->disarmed = fired_in_kernel(it);
-		rs_sys4(SYS_epoll_ctl, it->ep->epfd, EPOLL_CTL_DEL, it->fd, &ev);
-		it->in_kernel = false;
+			SET(it->disarmed, fired_in_kernel(it));
+		rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
+		SET(it->in_kernel, false);
 		__atomic_fetch_sub(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
 	}
 	mark(it->ep);
-	if (!it->ep->bell) {
+	if (!GET(it->ep->bell)) {
 		/* No bell is left for this set: its streams stay where the kernel can wake it. */
 		c->sm.refuse = true;
 		c->sm.why = RS_REASON_NO_FDS;
 	}
-	rs_conn_want(c, it->ep->bell, false);
-	if (it->ep->nested)
-		rs_links_asleep(it->ep->bell, RS_BELL_ALWAYS);
+	rs_conn_want(c, GET(it->ep->bell), false);
+	if (GET(it->ep->nested))
+		rs_links_asleep(GET(it->ep->bell), RS_BELL_ALWAYS);
 	push(it);
 	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
-		rs_bell_ring(1u << it->ep->bell);
+		rs_bell_ring(1u << GET(it->ep->bell));
 }
 
 /* A set that another one watches: set the alarm again, and ring if something is ready still. */
 static void renew_nested(struct rs_epoll *ep)
 {
-	if (!ep->nested || !ep->bell)
+	if (!GET(ep->nested) || !GET(ep->bell))
 		return;
-	rs_links_asleep(ep->bell, RS_BELL_ALWAYS);
+	rs_links_asleep(GET(ep->bell), RS_BELL_ALWAYS);
 	if (rs_epoll_ready(ep))
-		rs_bell_ring(1u << ep->bell);
+		rs_bell_ring(1u << GET(ep->bell));
 }
 
 /* ---- items ---- */
@@ -275,7 +289,7 @@ static void remove_item(struct rs_epoll *ep, struct item **where)
 	struct item *it = *where;
 
 	*where = it->hash_next;
-	ep->items--;
+	SET(ep->items, ep->items - 1);
 	rs_lock(&it->c->lock);
 	rs_conn_unwatch(it->c, &it->watch);
 	rs_unlock(&it->c->lock);
@@ -289,7 +303,7 @@ static void remove_item(struct rs_epoll *ep, struct item **where)
 void rs_epoll_set_fd(struct rs_epoll *ep, int epfd)
 {
 	rs_lock(&ep->lock);
-	ep->epfd = epfd;
+	SET(ep->epfd, epfd);
 	rs_unlock(&ep->lock);
 }
 
@@ -375,7 +389,7 @@ static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll
 	p = &ep->hash[(unsigned int)fd % BUCKETS];
 	it->hash_next = *p;
 	*p = it;
-	ep->items++;
+	SET(ep->items, ep->items + 1);
 	return 0;
 }
 
@@ -393,7 +407,7 @@ static int modify_item(struct rs_epoll *ep, struct item *it, struct epoll_event 
 	if (r == 0) {
 		it->events = ev->events;
 		it->data = ev->data;
-		it->disarmed = false;
+		SET(it->disarmed, false);
 		if (!it->in_kernel)
 			changed(&it->watch, it->c);
 	}
@@ -428,7 +442,7 @@ static void nest(struct rs_epoll *inner)
 {
 	if (!inner->nested)
 		__atomic_fetch_add(&inner->sleepers, 1, __ATOMIC_SEQ_CST);
-	inner->nested = true;
+	SET(inner->nested, true);
 	renew_nested(inner);
 }
 
@@ -452,7 +466,7 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	if (!rs_conn_get(c))
 		return rs_real.epoll_ctl(epfd, op, fd, ev);
 	rs_lock(&ep->lock);
-	ep->epfd = epfd; /* a duplicate may be all that is left */
+	SET(ep->epfd, epfd); /* a duplicate may be all that is left */
 	p = find(ep, fd, c);
 	if (op == EPOLL_CTL_ADD && ev->events & EPOLLEXCLUSIVE && ev->events & ~EXCLUSIVE_OK) {
 		errno = EINVAL;
@@ -489,7 +503,7 @@ static void take_news(struct rs_conn *c, void *arg)
 	for (struct rs_watch *w = c->watches; w; w = w->next) {
 		struct item *it = item_of(w);
 
-		if (it->ep == ep && !it->in_kernel && !it->disarmed)
+		if (it->ep == ep && !GET(it->in_kernel) && !GET(it->disarmed))
 			push(it);
 	}
 	rs_unlock(&c->lock);
@@ -498,10 +512,10 @@ static void take_news(struct rs_conn *c, void *arg)
 
 static void harvest(struct rs_epoll *ep)
 {
-	if (!ep->bell)
+	if (!GET(ep->bell))
 		return;
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
-		rs_link_harvest(l, ep->bell, take_news, ep);
+		rs_link_harvest(l, GET(ep->bell), take_news, ep);
 }
 
 /* What the item has to report now. */
@@ -514,8 +528,11 @@ static uint32_t item_mask(struct item *it)
 	if (ask & ~(uint32_t)(EPOLLERR | EPOLLHUP)) {
 		struct pollfd p = { .fd = it->fd, .events = (short)ask };
 
-		if (rs_sys6(SYS_poll, (long)&p, 1, 0, 0, 0, 0) > 0 && !(p.revents & POLLNVAL))
+		if (rs_sys6(SYS_poll, (long)&p, 1, 0, 0, 0, 0) > 0 && !(p.revents & POLLNVAL)) {
+			/* What the kernel has may be a control byte that came just now. */
+			mask = rs_conn_poll(it->c, events, &ask);
 			mask |= (uint32_t)(unsigned short)p.revents & ask;
+		}
 	}
 	return mask;
 }
@@ -526,7 +543,7 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
 	uint32_t rounds;
 	int n = 0;
 
-	if (!ep->items)
+	if (!GET(ep->items))
 		return 0;
 	rs_lock(&ep->lock);
 	harvest(ep);
@@ -537,12 +554,12 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
 
 		if (!it)
 			break;
-		if (it->in_kernel || it->disarmed)
+		if (GET(it->in_kernel) || GET(it->disarmed))
 			continue;
 		mask = item_mask(it);
-		if ((it->events & EPOLLOUT) && !(mask & EPOLLOUT) && it->c->bound) {
+		if ((it->events & EPOLLOUT) && !(mask & EPOLLOUT)) {
 			rs_lock(&it->c->lock);
-			rs_conn_want(it->c, ep->bell, true);
+			rs_conn_want(it->c, GET(ep->bell), true);
 			rs_unlock(&it->c->lock);
 			mask = item_mask(it); /* look again after saying that we wait */
 		}
@@ -551,10 +568,9 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
 		ev[n].events = mask;
 		ev[n].data = it->data;
 		n++;
-		if (it->c->bound)
-			ep->last_cpu = it->c->ch.mine->tx_cpu;
+		SET(ep->last_cpu, rs_conn_peer_cpu(it->c));
 		if (it->events & EPOLLONESHOT)
-			it->disarmed = true;
+			SET(it->disarmed, true);
 		else if (!(it->events & EPOLLET))
 			push(it);
 	}
@@ -587,7 +603,8 @@ static int kernel_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, in
 		return -errno;
 	__atomic_store_n(&ep->kernel_look, rs_ticks(), __ATOMIC_RELAXED);
 	for (int i = 0; i < n; i++) {
-		if (ep->marked && buf[i].data.u64 == ep->tag)
+		/* It may be in the set before `marked` says so. */
+		if (buf[i].data.u64 == ep->tag)
 			continue;
 		ev[out++] = buf[i];
 	}
@@ -602,11 +619,11 @@ bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep)
 		__atomic_fetch_add(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
 	else if (__atomic_sub_fetch(&ep->sleepers, 1, __ATOMIC_SEQ_CST) != 0)
 		asleep = true; /* others sleep still: their alarm must be set again */
-	if (!ep->bell)
+	if (!GET(ep->bell))
 		return false;
-	pending = rs_links_asleep(ep->bell, ep->nested ? RS_BELL_ALWAYS
-					    : asleep   ? RS_BELL_ONCE
-						       : RS_BELL_NEVER);
+	pending = rs_links_asleep(GET(ep->bell), GET(ep->nested) ? RS_BELL_ALWAYS
+						 : asleep	 ? RS_BELL_ONCE
+								 : RS_BELL_NEVER);
 	return pending;
 }
 
@@ -615,16 +632,16 @@ bool rs_epoll_ready(struct rs_epoll *ep)
 	struct epoll_event ev;
 	bool ready = false;
 
-	if (!ep->items)
+	if (!GET(ep->items))
 		return false;
 	rs_lock(&ep->lock);
 	harvest(ep);
-	for (uint32_t rounds = ep->nready; rounds && !ready; rounds--) {
+	for (uint32_t rounds = GET(ep->nready); rounds && !ready; rounds--) {
 		struct item *it = pop(ep);
 
 		if (!it)
 			break;
-		ev.events = it->in_kernel || it->disarmed ? 0 : item_mask(it);
+		ev.events = GET(it->in_kernel) || GET(it->disarmed) ? 0 : item_mask(it);
 		ready = ev.events != 0;
 		if (ready)
 			push(it);
@@ -640,7 +657,8 @@ static bool any_news(const struct rs_epoll *ep)
 		return true;
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
 		if (rs_link_alive(l) &&
-		    __atomic_load_n(&l->shm.mine[0]->bells[ep->bell].pending, __ATOMIC_RELAXED))
+		    __atomic_load_n(&l->shm.mine[0]->bells[GET(ep->bell)].pending,
+				    __ATOMIC_RELAXED))
 			return true;
 	return false;
 }
@@ -650,9 +668,9 @@ static bool spin(struct rs_epoll *ep, const struct timespec *left)
 	uint32_t us = __atomic_load_n(&ep->spin, __ATOMIC_RELAXED);
 	uint64_t end;
 
-	if (!rs_config.spin_us || !ep->bell || !ep->marked)
+	if (!rs_config.spin_us || !GET(ep->bell) || !GET(ep->marked))
 		return false;
-	if (ep->last_cpu == (uint32_t)sched_getcpu() + 1)
+	if (GET(ep->last_cpu) == (uint32_t)sched_getcpu() + 1)
 		return false;
 	if (left && left->tv_sec == 0 && left->tv_nsec < (long)us * 1000)
 		us = (uint32_t)(left->tv_nsec / 1000);
@@ -678,7 +696,7 @@ static int plain_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int
 		    : rs_real.epoll_pwait(epfd, ev, max, -1, mask);
 	__atomic_fetch_sub(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
 
-	if (n <= 0 || !ep->marked)
+	if (n <= 0)
 		return n;
 	for (int i = 0; i < n; i++)
 		if (ev[i].data.u64 != ep->tag)
@@ -697,18 +715,18 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 
 	if (max <= 0 || (uintptr_t)ev < 4096)
 		return rs_real.epoll_pwait(epfd, ev, max, 0, mask); /* for its errno */
-	if (!ep->items) {
-		n = plain_wait(ep, epfd, ev, max, timeout, mask);
-		if (n != 0 || (!ep->items && !ep->marked))
-			return n;
-	}
 	if (timeout)
 		end = rs_now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
 		      (uint64_t)timeout->tv_nsec;
+	if (!GET(ep->items)) {
+		n = plain_wait(ep, epfd, ev, max, timeout, mask);
+		if (n != 0 || (!GET(ep->items) && !GET(ep->marked)))
+			return n;
+	}
 	for (bool first = true;; first = false) {
 		k = 0;
-		if (ep->kernel_fds && any_news(ep) &&
-		    rs_ticks() - ep->kernel_look > KERNEL_EVERY_US * rs_ticks_per_us()) {
+		if (GET(ep->kernel_fds) && any_news(ep) &&
+		    rs_ticks() - GET(ep->kernel_look) > KERNEL_EVERY_US * rs_ticks_per_us()) {
 			/* Streams must not starve the kernel's descriptors, nor these them. */
 			k = kernel_wait(ep, epfd, ev, max > 1 ? max / 2 : 1, &zero, NULL);
 			if (k < 0)
@@ -742,10 +760,10 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 		} else {
 			k = kernel_wait(ep, epfd, ev, max, timeout ? &left : NULL, mask);
 		}
-		ep->spin = rs_spin_next(ep->spin, rs_ticks() - start);
+		SET(ep->spin, rs_spin_next(GET(ep->spin), rs_ticks() - start));
 		/* If others sleep on, and there is more than we take, they must hear of it. */
-		if (rs_epoll_asleep(ep, false) && ep->sleepers)
-			rs_bell_ring(1u << ep->bell);
+		if (rs_epoll_asleep(ep, false) && GET(ep->sleepers))
+			rs_bell_ring(1u << GET(ep->bell));
 		if (k < 0) {
 			n = collect(ep, ev, max);
 			if (n)
@@ -779,6 +797,7 @@ static void forget_one(int fd, uintptr_t word, void *arg)
 	ep = rs_file_pointer(word);
 	ep->lock.word = 0;
 	ep->ready_lock.word = 0;
+	ep->mark_lock.word = 0;
 	ep->bell = 0;
 	ep->sleepers = 0;
 	/* The kernel's set is shared with the parent; our view of its streams is the parent's. */

@@ -635,7 +635,9 @@ int rsock_fd_path(int fd)
 
 	if (!c)
 		return 0;
+	rs_lock(&c->lock);
 	path = rs_conn_path(c);
+	rs_unlock(&c->lock);
 	rs_conn_put(c);
 	return path;
 }

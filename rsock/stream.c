@@ -131,6 +131,11 @@ static void check_close(struct rs_stream *s)
 
 	if (!s->closing || !s->fin_shut || s->ctl_len || s->dead)
 		return;
+	if (last && s->rx_ctl > s->gone_ctl) {
+		/* What was taken for the start of a frame were bytes for a closed socket. */
+		reset(s, RS_REASON_CLOSING);
+		return;
+	}
 	if (open && !s->rx_eof && !RS_FAULT(CLOSE_EARLY))
 		return;
 	stop(s);

@@ -14,7 +14,8 @@
 #include "rsock/sys.h"
 
 /* Published in pieces so that the receiver works on the first while we copy the next. */
-#define PIECE ((size_t)32 << 10)
+#define PIECE ((size_t)8 << 10)
+#define MAX_PACES 64 /* times that a call which may not sleep waits for the receiver to move */
 
 /* ---- receiving ---- */
 
@@ -400,6 +401,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 {
 	size_t want = iov_bytes(iov, n), done = 0;
 	bool grow = false;
+	int paces = 0;
 	struct rs_waiter w;
 	ssize_t r;
 
@@ -454,17 +456,17 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 				r = -EFAULT;
 				break;
 			}
-			r = (ssize_t)send_ring(c, iov, n, done, grow || !rs_waiter_blocks(&w));
-			if (done + (size_t)r < want && !rs_waiter_blocks(&w)) {
+			r = (ssize_t)send_ring(c, iov, n, done, grow);
+			if (grow && done + (size_t)r < want && !rs_waiter_blocks(&w)) {
 				/* Who waits for EPOLLOUT hears of room; look again after saying so. */
 				__atomic_fetch_or(&c->ch.mine->tx_mask, c->ch.mine->rx_mask,
 						  __ATOMIC_SEQ_CST);
 				r += (ssize_t)send_ring(c, iov, n, done + (size_t)r, true);
 			}
-			if (r == 0 && want > done) {
-				r = -EAGAIN;
+			if (done + (size_t)r < want)
 				how = RS_WAIT_ROOM;
-			}
+			if (r == 0 && want > done)
+				r = -EAGAIN;
 			break;
 		case RS_TXP_WAIT:
 			rs_conn_flush_out(c);
@@ -478,21 +480,25 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			break;
 		}
 		rs_conn_unlock(c);
-		if (r >= 0) {
+		if (r > 0)
 			done += (size_t)r;
-			if (done >= want || !rs_waiter_blocks(&w))
-				return (ssize_t)done;
-			continue;
-		}
-		if (r != -EAGAIN && r != -EINTR)
+		else if (r < 0 && r != -EAGAIN && r != -EINTR)
 			return done ? (ssize_t)done : r;
-		if (done && !rs_waiter_blocks(&w))
+		if (done >= want)
 			return (ssize_t)done;
-		if (how == RS_WAIT_ROOM && !grow && rs_waiter_blocks(&w)) {
-			/* First give the receiver a moment, then take the larger ring. */
-			grow = !rs_spin_room(&w);
+		if (how == RS_WAIT_ROOM && !grow) {
+			/*
+			 * While the receiver is at work, follow it through the small, warm ring
+			 * (a call that may not sleep: for a bounded while); then take a larger one.
+			 */
+			grow = !rs_spin_room(&w) ||
+			       (!rs_waiter_blocks(&w) && ++paces >= MAX_PACES);
 			continue;
 		}
+		if (!rs_waiter_blocks(&w))
+			return done ? (ssize_t)done : r;
+		if (r > 0)
+			continue;
 		w.partial = done != 0;
 		r = rs_wait_tx(&w, how);
 		if (r < 0)

@@ -228,9 +228,9 @@ size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
 	}
 	if (n == 0 && c->tx_tier + 1 < RS_TIERS && may_switch(c)) {
 		/* A reader that is slow gets a larger ring; one that stands still, the largest. */
-		if (grow)
+		if (grow && c->tx_head - c->tx_start < TIER_SIZE(c->tx_tier))
 			switch_tier(c, RS_TIERS - 1);
-		else if (++c->tx_full >= GROW_AFTER)
+		else if (grow || ++c->tx_full >= GROW_AFTER)
 			switch_tier(c, (uint8_t)(c->tx_tier + 1));
 		n = room(c);
 	} else if (c->tx_tier > 0 && n > TIER_SIZE(c->tx_tier) / 2) {

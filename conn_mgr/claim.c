@@ -16,6 +16,7 @@
 
 #define BUCKETS 4096u
 #define BACKOFF_MAX_MS 100u
+#define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
 
 static struct rs_lock hash_lock;
@@ -221,8 +222,28 @@ static void refuse_unless_bound(struct rs_link *l, struct rs_conn *c, uint32_t i
 		refuse_stream(l, c->peer_id);
 }
 
+/* It ended before it was worth a claim: what follows to the same port should know whom to expect. */
+static void learn_from_short(const struct rs_conn *c)
+{
+	static uint64_t next; /* ms */
+	uint64_t now = rs_now_ms();
+	char name[RS_NAME_LEN];
+	int sock;
+
+	if (c->server || c->link || c->claim != RS_CLAIM_BACKOFF || c->claim_tries || now < next)
+		return;
+	next = now + PROBE_MS;
+	rs_rendezvous_name(c->tuple.server_port, 0, name);
+	sock = rs_rendezvous_connect(name);
+	if (sock >= 0)
+		rs_fd_close(sock);
+	else if (sock == -ECONNREFUSED)
+		rs_rendezvous_refused(c->tuple.server_port, now);
+}
+
 void rs_claim_drop(struct rs_conn *c)
 {
+	learn_from_short(c);
 	if (!c->link || c->bound)
 		return;
 	if (!c->server)

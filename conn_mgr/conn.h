@@ -70,7 +70,8 @@ struct rs_conn {
 	/* What the kernel knows about blocking, cached; rs_conn_modes_changed() drops it. */
 	bool nonblock;
 	uint32_t modes, modes_known; /* changes of them; the change + 1 that is known */
-	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none */
+	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none; as of the change + 1: */
+	uint32_t rcv_timeo_known, snd_timeo_known;
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
 	struct rs_stream sm;
 	struct rs_chan ch;

@@ -491,8 +491,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			 * While the receiver is at work, follow it through the small, warm ring
 			 * (a call that may not sleep: for a bounded while); then take a larger one.
 			 */
-			grow = !rs_spin_room(&w) ||
-			       (!rs_waiter_blocks(&w) && ++paces >= MAX_PACES);
+			grow = !rs_spin_room(&w) || (!rs_waiter_blocks(&w) && ++paces >= MAX_PACES);
 			continue;
 		}
 		if (!rs_waiter_blocks(&w))

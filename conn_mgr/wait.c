@@ -41,6 +41,23 @@ void rs_conn_modes_changed(struct rs_conn *c)
 	__atomic_fetch_add(&c->modes, 1, __ATOMIC_SEQ_CST);
 }
 
+/* The socket's time-out (ns) in the direction of this wait, asked for once for each `modes`. */
+static uint64_t time_out(struct rs_waiter *w, uint32_t modes)
+{
+	struct rs_conn *c = w->c;
+	bool rcv = w->timeo == SO_RCVTIMEO;
+	uint64_t *cache = rcv ? &c->rcv_timeo : &c->snd_timeo;
+	uint32_t *known = rcv ? &c->rcv_timeo_known : &c->snd_timeo_known;
+	uint64_t timeo;
+
+	if (__atomic_load_n(known, __ATOMIC_ACQUIRE) == modes + 1)
+		return __atomic_load_n(cache, __ATOMIC_RELAXED);
+	timeo = timeout_of(w->fd, w->timeo);
+	__atomic_store_n(cache, timeo, __ATOMIC_RELAXED);
+	__atomic_store_n(known, modes + 1, __ATOMIC_RELEASE);
+	return timeo;
+}
+
 bool rs_waiter_blocks(struct rs_waiter *w)
 {
 	if (w->blocks < 0) {
@@ -51,18 +68,13 @@ bool rs_waiter_blocks(struct rs_waiter *w)
 		if (__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE) != modes + 1) {
 			long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
 
-			__atomic_store_n(&c->rcv_timeo, timeout_of(w->fd, SO_RCVTIMEO),
-					 __ATOMIC_RELAXED);
-			__atomic_store_n(&c->snd_timeo, timeout_of(w->fd, SO_SNDTIMEO),
-					 __ATOMIC_RELAXED);
 			__atomic_store_n(&c->nonblock, fl < 0 || fl & O_NONBLOCK, __ATOMIC_RELAXED);
 			/* What has changed since `modes` was read makes this stale. */
 			__atomic_store_n(&c->modes_known, modes + 1, __ATOMIC_RELEASE);
 		}
 		w->blocks = !__atomic_load_n(&c->nonblock, __ATOMIC_RELAXED);
-		timeo = __atomic_load_n(w->timeo == SO_RCVTIMEO ? &c->rcv_timeo : &c->snd_timeo,
-					__ATOMIC_RELAXED);
-		if (w->blocks && timeo) {
+		timeo = w->blocks ? time_out(w, modes) : 0;
+		if (timeo) {
 			w->timed = true;
 			w->end = rs_now_ns() + timeo;
 		}

@@ -453,7 +453,8 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	struct item **p;
 	int r;
 
-	if (rs_file_kind(word) != RS_KIND_CONN || (op != EPOLL_CTL_DEL && !ev) || epfd == fd) {
+	if (rs_file_kind(word) != RS_KIND_CONN || (op != EPOLL_CTL_DEL && !ev) || epfd == fd ||
+	    (!GET(ep->items) && GET(((struct rs_conn *)rs_file_pointer(word))->plain))) {
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
 		if (r == 0 && op == EPOLL_CTL_ADD) {
 			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);

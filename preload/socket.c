@@ -411,6 +411,7 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 		return;
 	}
 	/* A connection that is over in a moment is not worth a claim. */
+	c->tuple.server_port = port;
 	c->claim_at = rs_now_ms() + CLAIM_AFTER_MS;
 	c->claim = RS_CLAIM_BACKOFF;
 	rs_control_add(c, c->claim_at);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "conn_mgr/conn.h"
+#include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rendezvous.h"
@@ -21,6 +22,7 @@
 
 static struct rs_lock hash_lock;
 static struct rs_conn *accepted[BUCKETS]; /* by the client's address */
+static struct rs_conn *oldest, *newest; /* those that nobody has claimed yet, as they came */
 
 /* ---- addresses ---- */
 
@@ -112,27 +114,93 @@ void rs_peer_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *p
 		     c->tuple.client_ip, &c->tuple.client_port))
 		return;
 	b = bucket(c->tuple.client_ip, c->tuple.client_port);
-	c->window_end = rs_now_ms() + rs_config.window_ms;
+	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
 	rs_lock(&hash_lock);
+	c->expires = rs_now_ms() + rs_config.window_ms;
 	c->hash_next = accepted[b];
 	accepted[b] = c;
 	c->hashed = true;
+	c->prev = newest;
+	c->next = NULL;
+	if (newest)
+		newest->next = c;
+	else
+		oldest = c;
+	newest = c;
+	c->queued = true;
 	rs_unlock(&hash_lock);
+	rs_control_due(c->expires);
 	d = rs_rendezvous_directory(port, &holder);
 	if (d && !holder)
 		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
 				 rs_process_name());
 }
 
+/* Under hash_lock. False: it was not in the queue. */
+static bool unqueue(struct rs_conn *c)
+{
+	if (!c->queued)
+		return false;
+	if (c->prev)
+		c->prev->next = c->next;
+	else
+		oldest = c->next;
+	if (c->next)
+		c->next->prev = c->prev;
+	else
+		newest = c->prev;
+	c->queued = false;
+	return true;
+}
+
+/* Under its lock. Claimed: from here on it is among the connections that the control thread looks after. */
+static void adopt(struct rs_conn *c)
+{
+	bool queued;
+
+	if (c->adopted)
+		return;
+	c->adopted = true;
+	rs_lock(&hash_lock);
+	queued = unqueue(c);
+	rs_unlock(&hash_lock);
+	rs_control_add(c, c->claim_at);
+	if (queued)
+		rs_conn_put(c);
+}
+
+uint64_t rs_claim_expire(uint64_t now)
+{
+	for (;;) {
+		struct rs_conn *c;
+		uint64_t due;
+
+		rs_lock(&hash_lock);
+		c = oldest;
+		due = c ? c->expires : UINT64_MAX;
+		if (due <= now)
+			__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+		rs_unlock(&hash_lock);
+		if (due > now)
+			return due;
+		rs_conn_give_up(c, RS_REASON_PEER_PLAIN);
+		rs_peer_unaccept(c);
+		rs_conn_put(c);
+	}
+}
+
 void rs_peer_unaccept(struct rs_conn *c)
 {
 	struct rs_directory *d;
-	bool holder = true;
+	bool holder = true, queued;
 	struct rs_conn **p;
 
-	if (!c->hashed)
-		return;
 	rs_lock(&hash_lock);
+	if (!c->hashed) {
+		rs_unlock(&hash_lock);
+		return;
+	}
+	queued = unqueue(c);
 	for (p = &accepted[bucket(c->tuple.client_ip, c->tuple.client_port)]; *p;
 	     p = &(*p)->hash_next)
 		if (*p == c) {
@@ -144,6 +212,8 @@ void rs_peer_unaccept(struct rs_conn *c)
 	d = rs_rendezvous_directory(c->tuple.server_port, &holder);
 	if (d && !holder)
 		rs_directory_drop(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port);
+	if (queued)
+		rs_conn_put(c);
 }
 
 static bool same_server(const struct rs_tuple *a, const struct rs_tuple *b)
@@ -346,6 +416,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 			no = RS_CLAIM_NOT_YET;
 		}
 		rs_sys1(SYS_close, mine);
+		adopt(c);
 	}
 	rs_unlock(&c->lock);
 	if (no) {
@@ -663,5 +734,7 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 void rs_claim_forget(void)
 {
 	memset(accepted, 0, sizeof(accepted));
+	oldest = NULL;
+	newest = NULL;
 	hash_lock.word = 0;
 }

@@ -28,6 +28,8 @@ void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m);
 /* Connections that waited for this link go on / look for another way. */
 void rs_claim_link_up(struct rs_link *l);
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now);
+/* Accepted connections whose window has passed are plain; when (ms) to come again, UINT64_MAX: never. */
+uint64_t rs_claim_expire(uint64_t now);
 /* The control thread lets go of a connection, which may be in the middle of a claim. */
 void rs_claim_drop(struct rs_conn *c);
 /* The peer will not go on with a claim that we have accepted. */

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 
 #include "conn_mgr/conn_edge.h"
@@ -471,7 +472,27 @@ void rs_conn_take_control(struct rs_conn *c)
 	}
 }
 
-void rs_conn_tcp_event(struct rs_conn *c)
+/*
+ * RST behind the peer's FIN: nothing is left to read that would tell, but TCP is closed although our
+ * direction is open. As tcp_reset() does it in CLOSE_WAIT: EPIPE, and what came before stays readable.
+ */
+static void check_reset_after_fin(struct rs_conn *c)
+{
+	struct tcp_info ti = { 0 };
+	socklen_t len = sizeof(ti);
+
+	if (!c->bound || c->closed || c->broken || c->err || c->sm.fin_wanted || c->sm.dead ||
+	    !c->sm.rx_fin_frame)
+		return;
+	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
+	    ti.tcpi_state != 7 /* TCP_CLOSE */)
+		return;
+	c->broken = true;
+	c->err = EPIPE;
+	rs_conn_ring(c);
+}
+
+void rs_conn_tcp_event(struct rs_conn *c, uint32_t events)
 {
 	enum rs_rx before;
 
@@ -483,6 +504,8 @@ void rs_conn_tcp_event(struct rs_conn *c)
 	if (c->blocked || c->sm.todo & RS_DO_OUT)
 		rs_conn_flush_out(c);
 	rs_conn_settle(c);
+	if (events & (EPOLLERR | EPOLLHUP) && !c->plain)
+		check_reset_after_fin(c);
 	if (!c->plain && (before == RS_RX_RAW || before == RS_RX_ARMED || c->sm.tx == RS_TX_RAW))
 		rs_conn_ring(c); /* the kernel does not speak: application bytes or room */
 out:
@@ -543,6 +566,24 @@ static void try_enter(struct rs_conn *c, uint64_t now)
 	rs_stream_enter(&c->sm, now);
 }
 
+/* What the program has set, as opposed to what TCP would tune by itself. Under the lock. */
+void rs_conn_buffers(struct rs_conn *c)
+{
+	int locked = 0, snd = 0, rcv = 0;
+	socklen_t len = sizeof(int);
+
+	if (!c->bound ||
+	    rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_BUF_LOCK, &locked, &len) != 0)
+		return; /* a kernel older than 5.14: not known, not limited */
+	if (locked & SOCK_SNDBUF_LOCK)
+		rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_SNDBUF, &snd, &len);
+	if (locked & SOCK_RCVBUF_LOCK)
+		rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_RCVBUF, &rcv, &len);
+	c->ch.tx_limit = (uint32_t)snd;
+	/* Half of it is for the kernel's own overhead (tcp_adv_win_scale). */
+	__atomic_store_n(&c->ch.mine->rx_limit, (uint32_t)rcv / 2, __ATOMIC_RELAXED);
+}
+
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 {
 	rs_lock(&c->lock);
@@ -557,6 +598,7 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	c->window_end = 0;
 	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
 	rs_stream_attach(&c->sm, key, c->server);
+	rs_conn_buffers(c);
 	if (manage(c) != 0) {
 		c->sm.refuse = true;
 		c->sm.why = RS_REASON_NO_FDS;
@@ -717,6 +759,13 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 	if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR) {
 		r = -EINVAL;
 	} else {
+		uint64_t m;
+
+		/* Both directions have ended: TCP would be closed (tcp(7), inet_shutdown). */
+		if (c->reset || c->broken ||
+		    (c->sm.fin_wanted && (c->sm.rx_fin_known || c->sm.rx_eof ||
+					  (c->sm.rx == RS_RX_FAST && rs_chan_rx_fin(&c->ch, &m)))))
+			r = -ENOTCONN;
 		sync_acks(c);
 		if (how != SHUT_WR)
 			c->rd_shut = true;
@@ -754,6 +803,8 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	bool unread = false;
 	uint64_t n;
 
+	if (c->server)
+		rs_peer_unaccept(c);
 	rs_lock(&c->lock);
 	if (c->bound && !c->plain &&
 	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &lin, &len) == 0 && lin.l_onoff) {
@@ -813,13 +864,23 @@ void rs_conn_fd_added(struct rs_conn *c)
 	rs_unlock(&c->lock);
 }
 
-bool rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
+enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 {
-	bool last;
+	enum rs_conn_left left = RS_FDS_REMAIN;
 
 	rs_lock(&c->lock);
-	last = --c->nfds == 0;
-	if (!last && c->fd == fd) {
+	if (--c->nfds == 0) {
+		long own = -EBADF;
+
+		if (c->waiting && !c->reset)
+			own = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+		left = own >= 0 && rs_conn_get(c) ? RS_FDS_IN_USE : RS_FDS_NONE;
+		if (left == RS_FDS_IN_USE) {
+			c->orphan = true;
+			other = rs_fd_hide((int)own);
+		}
+	}
+	if (left != RS_FDS_NONE && c->fd == fd) {
 		bool watched = c->watched_tcp;
 
 		unwatch_tcp(c);
@@ -830,7 +891,16 @@ bool rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 			c->row->fd = other;
 	}
 	rs_conn_unlock(c);
-	return last;
+	return left;
+}
+
+void rs_conn_close_orphan(struct rs_conn *c)
+{
+	int fd = c->fd;
+
+	rs_conn_close(c, fd);
+	rs_fd_close(fd);
+	rs_conn_put(c);
 }
 
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms)

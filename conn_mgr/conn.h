@@ -56,6 +56,7 @@ struct rs_conn {
 	bool closed; /* the application has closed its last descriptor */
 	bool managed; /* out of the kernel's epoll sets, watched by the control thread */
 	bool bound; /* `ch` is good */
+	bool orphan; /* as good as closed: the last call that waits closes it (`fd` is ours) */
 	bool held; /* `fd` is our own duplicate, kept after the program's close */
 	bool rd_shut; /* shutdown(SHUT_RD) */
 	bool broken; /* the peer died in a way that TCP answers with RST */
@@ -78,6 +79,7 @@ struct rs_conn {
 	struct rs_watch *watches;
 	uint32_t news; /* grows when waiters must look again (futex word) */
 	uint32_t in_tcp; /* threads asleep in the kernel's recv; under the lock */
+	uint32_t waiting; /* calls that wait, or have waited; under the lock */
 	uint32_t sleepers; /* threads that wait for `news` */
 	uint32_t bells; /* local bells of poll() sleepers */
 	uint32_t want_room; /* bells of those that wait for room */
@@ -101,7 +103,10 @@ struct rs_conn {
 	uint32_t retries;
 	uint8_t secret[RS_HASH_LEN], peer_commit[RS_HASH_LEN];
 	bool listed, watched_tcp;
-	struct rs_conn *next, *prev; /* control thread's list */
+	struct rs_conn *next, *prev; /* control thread's list, or, while `queued`, claim.c's */
+	bool queued; /* and until then, */
+	uint64_t expires; /* ms: when it is plain */
+	bool adopted; /* the control thread has it, or had */
 	struct rs_conn *hash_next; /* accepted connections by peer address */
 	bool hashed;
 	struct rs_tuple tuple; /* filled in when it is claimed; server: peer part at once */
@@ -141,12 +146,22 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how);
 void rs_conn_close(struct rs_conn *c, int fd);
 /* O_NONBLOCK or a socket time-out was, or may have been, changed. */
 void rs_conn_modes_changed(struct rs_conn *c);
+/* Under the lock: SO_SNDBUF or SO_RCVBUF was set. */
+void rs_conn_buffers(struct rs_conn *c);
 /* Takes a pending error (SO_ERROR); 0: ask the kernel. */
 int rs_conn_take_error(struct rs_conn *c);
 
-/* The program has one more / one less descriptor; `other`: one that remains. True: none is left. */
+enum rs_conn_left {
+	RS_FDS_REMAIN,
+	RS_FDS_NONE, /* rs_conn_close() is due */
+	RS_FDS_IN_USE, /* none, but calls in other threads still wait: the last of them will close */
+};
+
+/* The program has one more / one less descriptor; `other`: one that remains, or -1. */
 void rs_conn_fd_added(struct rs_conn *c);
-bool rs_conn_fd_closed(struct rs_conn *c, int fd, int other);
+enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other);
+/* What the last of the waiting calls does. */
+void rs_conn_close_orphan(struct rs_conn *c);
 
 /* ---- paths ---- */
 
@@ -170,7 +185,7 @@ void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room);
 /* ---- for the control thread ---- */
 
 /* Something happened on the TCP side. */
-void rs_conn_tcp_event(struct rs_conn *c);
+void rs_conn_tcp_event(struct rs_conn *c, uint32_t events);
 void rs_conn_timer(struct rs_conn *c, uint64_t now);
 /* The earliest time (ms) at which rs_conn_timer() wants to be called; 0: never. */
 uint64_t rs_conn_deadline(const struct rs_conn *c);

@@ -264,32 +264,37 @@ static void keep_error(struct rs_conn *c, ssize_t r)
 	rs_unlock(&c->lock);
 }
 
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
-	struct rs_waiter w;
+	struct rs_conn *c = w->c;
 	enum rs_wait how;
 	bool eof;
 	ssize_t r;
 
-	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
 	for (;;) {
 		eof = false;
 		if (rs_lock_mine(&c->lock))
 			return done ? (ssize_t)done : -EINTR; /* a handler inside our own call */
 		rs_lock(&c->lock);
+		if (w->in_tcp)
+			c->in_tcp--;
+		w->in_tcp = false;
 		if (c->plain) {
-			rs_unlock(&c->lock);
-			return done ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
+			int fd = c->orphan ? c->fd : w->fd;
+			bool orphan = c->orphan;
+
+			rs_conn_unlock(c);
+			return done || orphan ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
 		}
-		r = recv_once(c, fd, iov, n, done, flags, &how, &eof);
-		if (r == -EAGAIN && how == RS_WAIT_TCP && rs_waiter_blocks(&w))
-			c->in_tcp++;
-		else if (how == RS_WAIT_TCP)
-			how = RS_WAIT_RING; /* not going to wait */
+		r = recv_once(c, c->fd, iov, n, done, flags, &how, &eof);
+		if (r == -EAGAIN && rs_waiter_blocks(w))
+			rs_waiter_enter(w, how == RS_WAIT_TCP);
+		else if (r != -EAGAIN && !(flags & MSG_WAITALL))
+			rs_waiter_leave(w);
 		rs_conn_unlock(c);
 		if (r > 0 && (flags & MSG_PEEK) && (flags & MSG_WAITALL) && (size_t)r < want &&
-		    rs_waiter_blocks(&w)) {
+		    rs_waiter_blocks(w)) {
 			/* To wait for more without taking any: only the kernel can. */
 			rs_conn_leave(c, RS_REASON_CALL, true, 2000);
 			return c->plain ? -EXDEV : r;
@@ -307,16 +312,22 @@ ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 				keep_error(c, r); /* for the next call, as the kernel does */
 			return done ? (ssize_t)done : r;
 		}
-		w.partial = done != 0;
-		r = rs_wait_rx(&w, how);
-		if (how == RS_WAIT_TCP) {
-			rs_lock(&c->lock);
-			c->in_tcp--;
-			rs_conn_unlock(c);
-		}
+		w->partial = done != 0;
+		r = rs_wait_rx(w, how);
 		if (r < 0)
 			return done ? (ssize_t)done : r;
 	}
+}
+
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+{
+	struct rs_waiter w;
+	ssize_t r;
+
+	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
+	r = do_recv(&w, iov, n, flags);
+	rs_waiter_end(&w);
+	return r;
 }
 
 /* ---- sending ---- */
@@ -397,15 +408,14 @@ out:
 	return sent;
 }
 
-ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
+	struct rs_conn *c = w->c;
 	bool grow = false;
 	int paces = 0;
-	struct rs_waiter w;
 	ssize_t r;
 
-	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
 	for (;;) {
 		enum rs_wait how = RS_WAIT_NEWS;
 
@@ -413,8 +423,12 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			return done ? (ssize_t)done : -EINTR;
 		rs_lock(&c->lock);
 		if (c->plain) {
+			bool orphan = c->orphan;
+
 			rs_unlock(&c->lock);
-			return done ? (ssize_t)done : -EXDEV;
+			if (done || !orphan)
+				return done ? (ssize_t)done : -EXDEV;
+			return rs_wait_in_send(w, iov, n, 0);
 		}
 		if (c->err) {
 			r = -c->err;
@@ -428,22 +442,25 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 		case RS_TXP_TCP:
 			if (c->busy)
 				break;
-			r = send_tcp(fd, iov, n, done, (flags & (MSG_MORE)) | MSG_DONTWAIT);
+			r = send_tcp(c->fd, iov, n, done, (flags & (MSG_MORE)) | MSG_DONTWAIT);
 			if (r > 0)
 				sent_tcp(c, (size_t)r);
-			if (r == -EAGAIN && rs_waiter_blocks(&w)) {
+			if (r == -EAGAIN && rs_waiter_blocks(w)) {
 				/*
 				 * Sleep in the kernel's own send, for its exact restart and
 				 * time-out rules. Nobody else may send, or enter, meanwhile.
 				 */
 				c->busy = 1;
+				w->busy = true;
+				rs_waiter_enter(w, false);
 				rs_unlock(&c->lock);
-				w.partial = done != 0;
-				r = rs_wait_in_send(&w, iov, n, done);
+				w->partial = done != 0;
+				r = rs_wait_in_send(w, iov, n, done);
 				rs_lock(&c->lock);
 				if (r > 0)
 					sent_tcp(c, (size_t)r);
 				c->busy = 0;
+				w->busy = false;
 				rs_conn_ring(c);
 				if (r < 0) {
 					rs_conn_unlock(c);
@@ -457,7 +474,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 				break;
 			}
 			r = (ssize_t)send_ring(c, iov, n, done, grow);
-			if (grow && done + (size_t)r < want && !rs_waiter_blocks(&w)) {
+			if (grow && done + (size_t)r < want && !rs_waiter_blocks(w)) {
 				/* Who waits for EPOLLOUT hears of room; look again after saying so. */
 				__atomic_fetch_or(&c->ch.mine->tx_mask, c->ch.mine->rx_mask,
 						  __ATOMIC_SEQ_CST);
@@ -479,6 +496,8 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			r = -EPIPE;
 			break;
 		}
+		if (r == -EAGAIN && (how == RS_WAIT_NEWS || grow) && rs_waiter_blocks(w))
+			rs_waiter_enter(w, false);
 		rs_conn_unlock(c);
 		if (r > 0)
 			done += (size_t)r;
@@ -491,16 +510,27 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 			 * While the receiver is at work, follow it through the small, warm ring
 			 * (a call that may not sleep: for a bounded while); then take a larger one.
 			 */
-			grow = !rs_spin_room(&w) || (!rs_waiter_blocks(&w) && ++paces >= MAX_PACES);
+			grow = !rs_spin_room(w) || (!rs_waiter_blocks(w) && ++paces >= MAX_PACES);
 			continue;
 		}
-		if (!rs_waiter_blocks(&w))
+		if (!rs_waiter_blocks(w))
 			return done ? (ssize_t)done : r;
 		if (r > 0)
 			continue;
-		w.partial = done != 0;
-		r = rs_wait_tx(&w, how);
+		w->partial = done != 0;
+		r = rs_wait_tx(w, how);
 		if (r < 0)
 			return done ? (ssize_t)done : r;
 	}
+}
+
+ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+{
+	struct rs_waiter w;
+	ssize_t r;
+
+	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
+	r = do_send(&w, iov, n, flags);
+	rs_waiter_end(&w);
+	return r;
 }

@@ -12,7 +12,7 @@
 uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 {
 	const uint32_t in = POLLIN | POLLRDNORM, out = POLLOUT | POLLWRNORM;
-	uint32_t mask = 0, ask = 0;
+	uint32_t mask = 0, ask = POLLPRI; /* urgent data is TCP's alone */
 	uint64_t limit, m;
 	bool eof = false;
 
@@ -30,7 +30,7 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		rs_conn_take_control(c);
 	switch (rs_rx_plan(&c->sm, &limit)) {
 	case RS_RXP_TCP:
-		ask |= in | POLLRDHUP | POLLPRI;
+		ask |= in | POLLRDHUP;
 		break;
 	case RS_RXP_MARK:
 		if (!c->sm.rx_held)

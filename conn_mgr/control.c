@@ -203,8 +203,8 @@ static void wait_and_dispatch(uint64_t due)
 		uint64_t word = ev[i].data.u64;
 
 		if (word & CONN_TAG) {
-			rs_conn_tcp_event(
-				(struct rs_conn *)(uintptr_t)(word & ~(uint64_t)CONN_TAG));
+			rs_conn_tcp_event((struct rs_conn *)(uintptr_t)(word & ~(uint64_t)CONN_TAG),
+					  ev[i].events);
 		} else {
 			struct rs_source *s = (struct rs_source *)(uintptr_t)word;
 
@@ -228,7 +228,8 @@ static bool may_stop(void)
 	bool stop = false;
 
 	rs_lock(&lock);
-	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) && rs_peer_idle()) {
+	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) &&
+	    rs_claim_expire(0) == UINT64_MAX && rs_peer_idle()) {
 		rs_peer_close_links();
 		__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
@@ -251,7 +252,7 @@ static void *control_main(void *arg)
 	__atomic_store_n(&self_tid, rs_tid(), __ATOMIC_RELAXED);
 	rs_sys5(SYS_prctl, PR_SET_NAME, "rsock", 0, 0, 0);
 	for (;;) {
-		uint64_t now = rs_now_ms(), due, soon;
+		uint64_t now = rs_now_ms(), due, soon, window;
 
 		if (__atomic_load_n(&pausing, __ATOMIC_SEQ_CST)) {
 			__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
@@ -262,8 +263,11 @@ static void *control_main(void *arg)
 		check_last_thread();
 		take_added();
 		due = look_at_all(now);
+		window = rs_claim_expire(now);
+		if (window < due)
+			due = window;
 		rs_peer_timer(now);
-		if (!rs_control_conns && rs_peer_idle()) {
+		if (!rs_control_conns && window == UINT64_MAX && rs_peer_idle()) {
 			if (!idle_since)
 				idle_since = now;
 			if (now - idle_since >= LINGER_MS && may_stop())

@@ -9,6 +9,7 @@
 #include <sys/time.h>
 
 #include "conn_mgr/conn.h"
+#include "conn_mgr/conn_edge.h"
 #include "conn_mgr/real.h"
 #include "rsock/config.h"
 #include "rsock/sys.h"
@@ -22,8 +23,67 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->blocks = flags & MSG_DONTWAIT ? 0 : -1;
 	w->timed = false;
 	w->partial = false;
+	w->waits = false;
+	w->in_tcp = false;
+	w->busy = false;
+	w->sleeps = false;
+	w->closes = false;
 	w->end = 0;
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
+}
+
+void rs_waiter_enter(struct rs_waiter *w, bool in_tcp)
+{
+	if (!w->waits)
+		w->c->waiting++;
+	w->waits = true;
+	if (in_tcp)
+		w->c->in_tcp++;
+	w->in_tcp = in_tcp;
+	w->fd = w->c->fd; /* good as long as we are counted */
+}
+
+void rs_waiter_leave(struct rs_waiter *w)
+{
+	struct rs_conn *c = w->c;
+
+	if (w->in_tcp)
+		c->in_tcp--;
+	if (w->busy)
+		c->busy = 0;
+	if (w->waits && --c->waiting == 0 && c->orphan)
+		w->closes = true;
+	w->in_tcp = w->busy = w->waits = false;
+}
+
+void rs_waiter_end(struct rs_waiter *w)
+{
+	if (w->waits | w->in_tcp | w->busy) {
+		bool stood_in = w->in_tcp || w->busy;
+
+		rs_lock(&w->c->lock);
+		rs_waiter_leave(w);
+		/* What woke us may have been MARK, which nobody else has taken for our sake. */
+		if (stood_in && w->c->managed && !w->c->plain)
+			rs_conn_take_control(w->c);
+		if (stood_in)
+			rs_conn_ring(w->c);
+		rs_conn_unlock(w->c);
+	}
+	if (w->closes)
+		rs_conn_close_orphan(w->c);
+	w->closes = false;
+}
+
+/* The thread is cancelled in its sleep: the caller will not come back to do any of this. */
+static void cancelled(void *arg)
+{
+	struct rs_waiter *w = arg;
+
+	if (w->sleeps)
+		__atomic_fetch_sub(&w->c->sleepers, 1, __ATOMIC_SEQ_CST);
+	rs_waiter_end(w);
+	rs_conn_put(w->c);
 }
 
 static uint64_t timeout_of(int fd, int name)
@@ -100,11 +160,58 @@ uint32_t rs_spin_next(uint32_t spin, uint64_t ticks)
 	return spin / 2 > 1 ? spin / 2 : 1;
 }
 
+/* The three ways to sleep, as cancellation points. */
+
+static long futex_wait(struct rs_waiter *w, uint32_t *word, uint32_t val,
+		       const struct timespec *timeout, bool private)
+{
+	long r;
+	int old;
+
+	pthread_cleanup_push(cancelled, w);
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &old);
+	r = rs_futex_wait(word, val, timeout, private);
+	pthread_setcanceltype(old, NULL);
+	pthread_cleanup_pop(0);
+	return r;
+}
+
+static int kernel_poll(struct rs_waiter *w, short events, int ms)
+{
+	struct pollfd p = { .fd = w->fd, .events = events };
+	int r;
+
+	pthread_cleanup_push(cancelled, w);
+	r = rs_real.poll(&p, 1, ms);
+	pthread_cleanup_pop(0);
+	return r < 0 ? -errno : r;
+}
+
+static int kernel_peek(struct rs_waiter *w)
+{
+	char byte;
+	ssize_t r;
+
+	pthread_cleanup_push(cancelled, w);
+	r = rs_real.recv(w->fd, &byte, 1, MSG_PEEK);
+	pthread_cleanup_pop(0);
+	return r < 0 ? -errno : 0;
+}
+
+static ssize_t kernel_send(struct rs_waiter *w, const struct msghdr *mh)
+{
+	ssize_t r;
+
+	pthread_cleanup_push(cancelled, w);
+	r = rs_real.sendmsg(w->fd, mh, (w->flags & MSG_MORE) | MSG_NOSIGNAL);
+	pthread_cleanup_pop(0);
+	return r < 0 ? -errno : r;
+}
+
 /* Sleeps on a futex as a cancellation point. 0, -EAGAIN (time-out), -EINTR. */
 static int sleep_on(struct rs_waiter *w, uint32_t *word, uint32_t val, bool private)
 {
 	struct timespec ts, *timeout = NULL;
-	int old;
 	long r;
 
 	if (w->timed) {
@@ -122,9 +229,7 @@ static int sleep_on(struct rs_waiter *w, uint32_t *word, uint32_t val, bool priv
 		ts = (struct timespec){ .tv_sec = INT32_MAX };
 		timeout = &ts;
 	}
-	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &old);
-	r = rs_futex_wait(word, val, timeout, private);
-	pthread_setcanceltype(old, NULL);
+	r = futex_wait(w, word, val, timeout, private);
 	if (r == -EINTR)
 		return -EINTR;
 	if (r == -ETIMEDOUT)
@@ -138,7 +243,9 @@ static int wait_news(struct rs_waiter *w)
 	int r;
 
 	__atomic_fetch_add(&c->sleepers, 1, __ATOMIC_SEQ_CST);
+	w->sleeps = true;
 	r = sleep_on(w, &c->news, w->news, true);
+	w->sleeps = false;
 	__atomic_fetch_sub(&c->sleepers, 1, __ATOMIC_SEQ_CST);
 	return r;
 }
@@ -184,7 +291,6 @@ static int wait_ring(struct rs_waiter *w)
 /* poll() is never restarted: for calls that a signal ends with what they have. */
 static int wait_poll(struct rs_waiter *w, short events)
 {
-	struct pollfd p = { .fd = w->fd, .events = events };
 	int ms = -1, r;
 
 	if (w->timed) {
@@ -194,24 +300,22 @@ static int wait_poll(struct rs_waiter *w, short events)
 			return -EAGAIN;
 		ms = (int)((w->end - now + 999999) / 1000000);
 	}
-	r = rs_real.poll(&p, 1, ms);
+	r = kernel_poll(w, events, ms);
 	if (r == 0)
 		return -EAGAIN;
-	return r < 0 ? -errno : 0;
+	return r < 0 ? r : 0;
 }
 
 /* Until the kernel socket has something: its own recv sleeps, and takes nothing. */
 static int wait_tcp(struct rs_waiter *w)
 {
-	char byte;
-	ssize_t r;
+	int r;
 
 	if (w->partial) {
 		r = wait_poll(w, POLLIN);
-		return r < 0 ? (int)r : 0;
+		return r < 0 ? r : 0;
 	}
-	r = rs_real.recv(w->fd, &byte, 1, MSG_PEEK);
-	return r < 0 ? -errno : 0;
+	return kernel_peek(w);
 }
 
 int rs_wait_rx(struct rs_waiter *w, enum rs_wait how)
@@ -292,13 +396,7 @@ ssize_t rs_wait_in_send(struct rs_waiter *w, const struct iovec *iov, size_t n, 
 		part[mh.msg_iovlen++].iov_len = iov[i].iov_len - done;
 		done = 0;
 	}
-	if (w->partial) {
-		r = wait_poll(w, POLLOUT);
-	} else {
-		r = rs_real.sendmsg(w->fd, &mh, (w->flags & MSG_MORE) | MSG_NOSIGNAL);
-		if (r < 0)
-			r = -errno;
-	}
+	r = w->partial ? wait_poll(w, POLLOUT) : kernel_send(w, &mh);
 	errno = saved;
 	return r;
 }

@@ -31,9 +31,23 @@ struct rs_waiter {
 	bool partial; /* some bytes were moved: a signal ends the call, SA_RESTART or not */
 	uint64_t end; /* ns; valid when timed */
 	uint32_t news; /* c->news when the last look began */
+	/* What the connection counts us among; undone at the end of the call or of the thread. */
+	bool waits; /* c->waiting */
+	bool in_tcp; /* c->in_tcp */
+	bool busy; /* c->busy */
+	bool sleeps; /* c->sleepers */
+	bool closes; /* the last to leave a connection that was closed beside us */
 };
 
 void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo);
+/*
+ * Under the lock, before the first wait of a call / when the call is about to return. In between the
+ * connection outlives the close of its last descriptor, as a file does that a thread is busy with.
+ */
+void rs_waiter_enter(struct rs_waiter *w, bool in_tcp);
+void rs_waiter_leave(struct rs_waiter *w);
+/* At the end of a call, without the lock: does what remains of the above. */
+void rs_waiter_end(struct rs_waiter *w);
 /* Whether the call may block (MSG_DONTWAIT, O_NONBLOCK). */
 bool rs_waiter_blocks(struct rs_waiter *w);
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -686,6 +687,22 @@ static bool spin(struct rs_epoll *ep, const struct timespec *left)
 	return false;
 }
 
+static void cancelled(void *ep)
+{
+	rs_epoll_asleep(ep, false);
+}
+
+static int kernel_sleep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+			const struct timespec *timeout, const sigset_t *mask)
+{
+	int n;
+
+	pthread_cleanup_push(cancelled, ep);
+	n = kernel_wait(ep, epfd, ev, max, timeout, mask);
+	pthread_cleanup_pop(0);
+	return n;
+}
+
 /* A set without streams: the kernel's, but for a bell that may have come, or remained. */
 static int plain_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
 		      const struct timespec *timeout, const sigset_t *mask)
@@ -759,7 +776,7 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 		if (rs_epoll_asleep(ep, true) || __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST)) {
 			k = kernel_wait(ep, epfd, ev, max, &zero, mask);
 		} else {
-			k = kernel_wait(ep, epfd, ev, max, timeout ? &left : NULL, mask);
+			k = kernel_sleep(ep, epfd, ev, max, timeout ? &left : NULL, mask);
 		}
 		SET(ep->spin, rs_spin_next(GET(ep->spin), rs_ticks() - start));
 		/* If others sleep on, and there is more than we take, they must hear of it. */

@@ -7,6 +7,9 @@
  * descriptors that the kernel can speak for.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +40,8 @@ struct set {
 	struct pollfd *k; /* what the kernel is asked, n + 1 entries */
 	struct target *t;
 	nfds_t n;
+	uint32_t bell; /* while asleep */
+	void *heap[3]; /* allocated for the call */
 };
 
 static bool any_stream(const struct pollfd *fds, nfds_t n)
@@ -161,28 +166,53 @@ static bool spin(struct set *s, uint64_t end_ns)
 	return false;
 }
 
-static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const sigset_t *mask)
+static void awake(struct set *s)
 {
-	uint32_t bell = rs_bell_get();
 	uint64_t count;
+
+	rs_links_asleep(s->bell, RS_BELL_NEVER);
+	arm(s, s->bell, false);
+	if (s->bell)
+		rs_sys3(SYS_read, rs_bell_fd(s->bell), &count, sizeof(count));
+	rs_bell_put(s->bell);
+}
+
+static void release(struct set *s)
+{
+	for (nfds_t i = 0; i < s->n; i++)
+		if (s->t[i].c)
+			rs_conn_put(s->t[i].c);
+	for (size_t i = 0; i < 3; i++)
+		free(s->heap[i]);
+}
+
+static void cancelled(void *arg)
+{
+	awake(arg);
+	release(arg);
+}
+
+static int kernel_ppoll(struct set *s, const struct timespec *timeout, const sigset_t *mask)
+{
 	int r;
 
+	pthread_cleanup_push(cancelled, s);
+	r = rs_real.ppoll(s->k, s->n + 1, timeout, mask);
+	pthread_cleanup_pop(0);
+	return r < 0 ? -errno : r;
+}
+
+static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const sigset_t *mask)
+{
+	int r;
+
+	s->bell = rs_bell_get();
 	rs_peer_bells();
-	arm(s, bell, true);
-	rs_links_asleep(bell, RS_BELL_ONCE);
-	s->k[s->n] = (struct pollfd){ .fd = rs_bell_fd(bell), .events = POLLIN };
-	if (look(s)) {
-		r = 1; /* while we were arming */
-	} else {
-		r = rs_real.ppoll(s->k, s->n + 1, timeout, mask);
-		if (r < 0)
-			r = -errno;
-	}
-	rs_links_asleep(bell, RS_BELL_NEVER);
-	arm(s, bell, false);
-	if (bell)
-		rs_sys3(SYS_read, rs_bell_fd(bell), &count, sizeof(count));
-	rs_bell_put(bell);
+	arm(s, s->bell, true);
+	rs_links_asleep(s->bell, RS_BELL_ONCE);
+	s->k[s->n] = (struct pollfd){ .fd = rs_bell_fd(s->bell), .events = POLLIN };
+	r = look(s) ? 1 /* while we were arming */ : kernel_ppoll(s, timeout, mask);
+	awake(s);
 	return r;
 }
 
@@ -226,11 +256,13 @@ static int wait_set(struct set *s, const struct timespec *timeout, const sigset_
 	}
 }
 
-int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
+/* `heap`: what to free should the thread be cancelled. */
+static int do_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout,
+		    const sigset_t *mask, void *heap)
 {
 	struct pollfd k_stack[ON_STACK + 1];
 	struct target t_stack[ON_STACK];
-	struct set s = { .fds = fds, .k = k_stack, .t = t_stack, .n = n };
+	struct set s = { .fds = fds, .k = k_stack, .t = t_stack, .n = n, .heap = { heap } };
 	struct rlimit rl;
 	int r, saved = errno;
 
@@ -254,6 +286,8 @@ int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, co
 			errno = ENOMEM;
 			return -1;
 		}
+		s.heap[1] = s.k;
+		s.heap[2] = s.t;
 	}
 	for (nfds_t i = 0; i < n; i++) {
 		uintptr_t word = fds[i].fd >= 0 ? rs_file(fds[i].fd) : 0;
@@ -265,19 +299,19 @@ int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, co
 			s.t[i].ep = rs_file_pointer(word);
 	}
 	r = wait_set(&s, timeout, mask);
-	for (nfds_t i = 0; i < n; i++)
-		if (s.t[i].c)
-			rs_conn_put(s.t[i].c);
-	if (s.t != t_stack) {
-		free(s.k);
-		free(s.t);
-	}
+	s.heap[0] = NULL; /* the caller's again */
+	release(&s);
 	if (r < 0) {
 		errno = -r;
 		return -1;
 	}
 	errno = saved;
 	return r;
+}
+
+int rsock_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
+{
+	return do_ppoll(fds, n, timeout, mask, NULL);
 }
 
 int rsock_poll(struct pollfd *fds, nfds_t n, int timeout)
@@ -291,12 +325,24 @@ int rsock_poll(struct pollfd *fds, nfds_t n, int timeout)
 
 /* ---- select ---- */
 
+/* Programs that need it allocate more than an fd_set: the bits go on behind it. */
+
+static bool is_set(int fd, const fd_set *s)
+{
+	return s && ((const unsigned long *)s)[fd / NFDBITS] >> (fd % NFDBITS) & 1;
+}
+
+static void clear(int fd, fd_set *s)
+{
+	((unsigned long *)s)[fd / NFDBITS] &= ~(1UL << (fd % NFDBITS));
+}
+
 static bool select_has_stream(int n, const fd_set *r, const fd_set *w, const fd_set *e)
 {
 	for (int fd = 0; fd < n; fd++) {
 		uintptr_t word;
 
-		if (!((r && FD_ISSET(fd, r)) || (w && FD_ISSET(fd, w)) || (e && FD_ISSET(fd, e))))
+		if (!(is_set(fd, r) || is_set(fd, w) || is_set(fd, e)))
 			continue;
 		word = rs_file(fd);
 		if (rs_file_kind(word) == RS_KIND_EPOLL)
@@ -306,6 +352,34 @@ static bool select_has_stream(int n, const fd_set *r, const fd_set *w, const fd_
 			return true;
 	}
 	return false;
+}
+
+/*
+ * The size of the descriptor table: the kernel looks at no more bits than that, and programs rely on
+ * it when they pass getdtablesize() with an fd_set of the usual size.
+ */
+static int table_size(void)
+{
+	static const char key[] = "\nFDSize:";
+	char buf[1024], *p;
+	long fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC, 0), n;
+
+	if (fd < 0)
+		return FD_SETSIZE;
+	n = rs_sys3(SYS_read, fd, buf, sizeof(buf) - 1);
+	rs_sys1(SYS_close, fd);
+	buf[n > 0 ? n : 0] = '\0';
+	p = strstr(buf, key);
+	n = p ? strtol(p + sizeof(key) - 1, NULL, 10) : 0;
+	return n > 0 && n < INT_MAX ? (int)n : FD_SETSIZE;
+}
+
+/* How many bits count of the `n` that the program names. */
+static int bits(int n)
+{
+	int size = n > FD_SETSIZE ? table_size() : n;
+
+	return n < size ? n : size;
 }
 
 static int do_select(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *timeout,
@@ -322,16 +396,16 @@ static int do_select(int n, fd_set *r, fd_set *w, fd_set *e, const struct timesp
 	for (int fd = 0; fd < n; fd++) {
 		short ev = 0;
 
-		if (r && FD_ISSET(fd, r))
+		if (is_set(fd, r))
 			ev |= POLLIN | POLLRDNORM | POLLRDBAND;
-		if (w && FD_ISSET(fd, w))
+		if (is_set(fd, w))
 			ev |= POLLOUT | POLLWRNORM | POLLWRBAND;
-		if (e && FD_ISSET(fd, e))
+		if (is_set(fd, e))
 			ev |= POLLPRI;
 		if (ev)
 			fds[k++] = (struct pollfd){ .fd = fd, .events = ev };
 	}
-	ret = rsock_ppoll(fds, k, timeout, mask);
+	ret = do_ppoll(fds, k, timeout, mask, fds);
 	for (nfds_t i = 0; ret > 0 && i < k; i++)
 		if (fds[i].revents & POLLNVAL) {
 			errno = EBADF;
@@ -349,19 +423,19 @@ static int do_select(int n, fd_set *r, fd_set *w, fd_set *e, const struct timesp
 			if (rev & (POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR))
 				count++;
 			else
-				FD_CLR(fd, r);
+				clear(fd, r);
 		}
 		if (ev & POLLOUT) {
 			if (rev & (POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR))
 				count++;
 			else
-				FD_CLR(fd, w);
+				clear(fd, w);
 		}
 		if (ev & POLLPRI) {
 			if (rev & POLLPRI)
 				count++;
 			else
-				FD_CLR(fd, e);
+				clear(fd, e);
 		}
 	}
 	free(fds);
@@ -374,7 +448,8 @@ int rsock_select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout
 	uint64_t end = 0, now;
 	int ret;
 
-	if (n <= 0 || n > FD_SETSIZE || !select_has_stream(n, r, w, e))
+	n = bits(n);
+	if (n <= 0 || !select_has_stream(n, r, w, e))
 		return rs_real.select(n, r, w, e, timeout);
 	if (!timeout)
 		return do_select(n, r, w, e, NULL, NULL);
@@ -397,7 +472,8 @@ int rsock_select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout
 int rsock_pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *timeout,
 		  const sigset_t *mask)
 {
-	if (n <= 0 || n > FD_SETSIZE || !select_has_stream(n, r, w, e))
+	n = bits(n);
+	if (n <= 0 || !select_has_stream(n, r, w, e))
 		return rs_real.pselect(n, r, w, e, timeout, mask);
 	return do_select(n, r, w, e, timeout, mask);
 }

@@ -63,6 +63,7 @@ static uint16_t local_port(int fd)
 /* The table entry of `fd` goes away; what precedes the kernel's close. */
 static void forget(int fd, uintptr_t word)
 {
+	enum rs_conn_left left;
 	struct rs_conn *c;
 	int other;
 
@@ -80,10 +81,11 @@ static void forget(int fd, uintptr_t word)
 		break;
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
-		if (rs_conn_fd_closed(c, fd, c->nfds > 1 ? rs_files_other(fd, word) : -1)) {
+		left = rs_conn_fd_closed(c, fd, c->nfds > 1 ? rs_files_other(fd, word) : -1);
+		if (left == RS_FDS_NONE)
 			rs_conn_close(c, fd);
+		if (left != RS_FDS_REMAIN)
 			rs_epoll_conn_closed(c);
-		}
 		rs_conn_put(c);
 		break;
 	default:
@@ -251,6 +253,18 @@ static void modes_changed(int fd)
 	rs_conn_put(c);
 }
 
+static void buffers_changed(int fd)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (!c)
+		return;
+	rs_lock(&c->lock);
+	rs_conn_buffers(c);
+	rs_unlock(&c->lock);
+	rs_conn_put(c);
+}
+
 int rsock_fcntl(int fd, int cmd, unsigned long arg)
 {
 	int r;
@@ -275,6 +289,8 @@ int rsock_ioctl(int fd, unsigned long request, void *arg)
 		return rs_real.ioctl(fd, request, arg);
 	if (request == FIONREAD && arg)
 		n = rs_conn_readable(c);
+	else if (request == SIOCATMARK && arg)
+		n = rs_conn_readable(c) > 0 ? 0 : -EAGAIN; /* the mark is behind the ring's bytes */
 	else if ((request == SIOCOUTQ || request == SIOCOUTQNSD) && arg)
 		n = rs_conn_unsent(c);
 	else if (request == FIOASYNC || request == FIOSETOWN || request == SIOCSPGRP)
@@ -517,7 +533,6 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	if (!c)
 		return;
 	rs_peer_accepted(c, port, (const struct sockaddr *)(const void *)peer);
-	rs_control_add(c, 0);
 }
 
 static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, bool four)
@@ -623,6 +638,9 @@ int rsock_setsockopt(int fd, int level, int name, const void *val, socklen_t len
 
 		if (level == SOL_SOCKET)
 			modes_changed(fd); /* perhaps a time-out */
+		if (level == SOL_SOCKET && (name == SO_SNDBUF || name == SO_RCVBUF ||
+					    name == SO_SNDBUFFORCE || name == SO_RCVBUFFORCE))
+			buffers_changed(fd);
 		return r;
 	}
 }

@@ -20,6 +20,8 @@ static const uint8_t tier_shift[RS_TIERS] = { 16, 20, 23 };
 #define STRIDE (TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2))
 #define SEGMENT_SIZE (HEAD_SIZE + RS_SHM_SLOTS * STRIDE)
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+#define MAX_SNDBUF (4u << 20) /* net.ipv4.tcp_wmem's default maximum */
+#define MIN_RCVBUF (64u << 10) /* the window that TCP offers before it has seen anybody read */
 #define SHRINK_AFTER 64 /* times found empty */
 #define GROW_AFTER 16 /* times found full */
 
@@ -189,11 +191,36 @@ uint64_t rs_chan_tx_head(struct rs_chan *c)
 	return c->tx_head;
 }
 
+/*
+ * What buffers of fixed sizes (socket(7): SO_SNDBUF, SO_RCVBUF) would take in all, 0: no such size.
+ * Where only one end has one, the other counts with what TCP starts with and grows to, respectively.
+ */
+static uint64_t limit(const struct rs_chan *c)
+{
+	uint32_t rx = __atomic_load_n(&c->peer->rx_limit, __ATOMIC_RELAXED);
+
+	if (!(c->tx_limit | rx))
+		return 0;
+	return (c->tx_limit ? c->tx_limit : MAX_SNDBUF) + (uint64_t)(rx ? rx : MIN_RCVBUF);
+}
+
 static size_t room(const struct rs_chan *c)
 {
 	uint64_t from = c->tx_head > c->tx_start ? c->tx_head : c->tx_start;
+	size_t free = TIER_SIZE(c->tx_tier) - (size_t)(c->tail - from);
+	uint64_t max = limit(c), used = c->tail - c->tx_head;
 
-	return TIER_SIZE(c->tx_tier) - (size_t)(c->tail - from);
+	if (__builtin_expect(max != 0, 0) && free > (used < max ? max - used : 0))
+		free = used < max ? (size_t)(max - used) : 0;
+	return free;
+}
+
+/* The program asked for no more than this: a larger ring would not be room. */
+static bool at_limit(const struct rs_chan *c)
+{
+	uint64_t max = limit(c);
+
+	return max && c->tail - c->tx_head >= max;
 }
 
 /*
@@ -226,7 +253,7 @@ size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
 		rs_chan_tx_head(c);
 		n = room(c);
 	}
-	if (n == 0 && c->tx_tier + 1 < RS_TIERS && may_switch(c)) {
+	if (n == 0 && c->tx_tier + 1 < RS_TIERS && may_switch(c) && !at_limit(c)) {
 		/* A reader that is slow gets a larger ring; one that stands still, the largest. */
 		if (grow && c->tx_head - c->tx_start < TIER_SIZE(c->tx_tier))
 			switch_tier(c, RS_TIERS - 1);
@@ -315,13 +342,14 @@ void rs_chan_tx_fin(struct rs_chan *c, uint64_t m)
 
 bool rs_chan_tx_writable(struct rs_chan *c)
 {
-	uint64_t used;
+	uint64_t used, max = limit(c);
 
 	/* While a larger ring can be had, there is room. */
-	rs_chan_tx_head(c);
+	used = c->tail - rs_chan_tx_head(c);
+	if (max && used > max / 3 * 2)
+		return false;
 	if (c->tx_tier + 1 < RS_TIERS && may_switch(c))
 		return true;
-	used = c->tail - rs_chan_tx_head(c);
 	return room(c) > 0 && used <= TIER_SIZE(RS_TIERS - 1) / 3 * 2;
 }
 

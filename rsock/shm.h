@@ -55,6 +55,7 @@ struct rs_shm_slot {
 	uint32_t tx_cpu; /* CPU of the last sender + 1 */
 	/* written by the receiver */
 	uint64_t head __attribute__((aligned(64)));
+	uint32_t rx_limit; /* the most that its program wants to have waiting (SO_RCVBUF); 0: any */
 	/* written by the slab's owner, swapped to 0 by the peer */
 	uint32_t rx_wait __attribute__((aligned(64))); /* futex: 1 while a receiver sleeps */
 	uint32_t tx_wait; /* futex: 1 while a sender (towards the peer) sleeps */
@@ -103,6 +104,8 @@ struct rs_chan {
 	bool tx_first; /* no switch since the epoch began */
 	uint64_t tx_head; /* the peer's head as last read */
 	uint64_t tx_start; /* offset of the last switch */
+	uint32_t
+		tx_limit; /* the most that the program wants to have under way (SO_SNDBUF); 0: any */
 };
 
 /* Creates a sealed segment; returns its memfd (CLOEXEC) and mapping, or -errno. */

@@ -24,6 +24,14 @@ static void *do_recv(void *arg)
 	return NULL;
 }
 
+static void *do_waitall(void *arg)
+{
+	struct work *w = arg;
+
+	w->ret = recv(w->fd, w->b, 8, MSG_WAITALL);
+	return NULL;
+}
+
 static void *do_recv1(void *arg)
 {
 	struct work *w = arg;
@@ -171,6 +179,60 @@ CASE(thread, recv_while_other_closes, 0)
 	p_send(&k, "abc");
 	end("recv", &w);
 	/* the last user is gone: now it is closed */
+	peer_text(&k, 1);
+}
+
+CASE(thread, waitall_while_other_closes, 0)
+{
+	struct conn k;
+	struct work w = { 0 };
+
+	conf_pair(&k);
+	go(&w, k.fd, do_waitall);
+	nap(40);
+	p_send(&k, "abc");
+	nap(20);
+	ret("close", close(k.fd));
+	p_send(&k, "defgh");
+	end("recv", &w);
+	peer_text(&k, 1);
+}
+
+CASE(thread, send_while_other_closes, 0)
+{
+	struct conn k;
+	struct work w = { 0 };
+	long n;
+
+	conf_pair(&k);
+	n = fill(k.fd);
+	go(&w, k.fd, do_send1);
+	nap(40);
+	ret("close", close(k.fd));
+	yes("all", p_recvn(&k, n, 7) == n);
+	end("send", &w);
+	peer_text(&k, 1);
+	peer_text(&k, 1);
+}
+
+CASE(thread, two_recv_while_other_closes, 0)
+{
+	struct conn k;
+	struct work v = { 0 }, w = { 0 };
+	bool both;
+
+	conf_pair(&k);
+	go(&v, k.fd, do_recv1);
+	go(&w, k.fd, do_recv1);
+	nap(40);
+	ret("close", close(k.fd));
+	p_send(&k, "a");
+	nap(20);
+	p_send(&k, "b");
+	pthread_join(v.t, NULL);
+	pthread_join(w.t, NULL);
+	both = v.ret == 1 && w.ret == 1 && v.b[0] != w.b[0];
+	yes("both", both);
 	peer_text(&k, 1);
 }
 
@@ -393,14 +455,6 @@ static void *do_read(void *arg)
 	return NULL;
 }
 
-static void *do_waitall(void *arg)
-{
-	struct work *w = arg;
-
-	w->ret = recv(w->fd, w->b, 8, MSG_WAITALL);
-	return NULL;
-}
-
 static void *do_select(void *arg)
 {
 	struct work *w = arg;
@@ -438,6 +492,31 @@ CASE(cancel, recv, 0)
 	cancel_in("recv", k.fd, do_recv);
 	p_send(&k, "abc");
 	retd("after", recv(k.fd, b, 8, 0), b);
+}
+
+/* who was canceled in the call holds the socket no longer */
+CASE(cancel, recv_then_close, 0)
+{
+	struct conn k;
+
+	conf_pair(&k);
+	cancel_in("recv", k.fd, do_recv);
+	ret("close", close(k.fd));
+	peer_text(&k, 1);
+}
+
+CASE(cancel, one_of_two_recv, 0)
+{
+	struct conn k;
+	struct work w = { 0 };
+
+	conf_pair(&k);
+	go(&w, k.fd, do_recv);
+	cancel_in("recv", k.fd, do_recv);
+	p_send(&k, "abc");
+	end("other", &w);
+	ret("close", close(k.fd));
+	peer_text(&k, 1);
 }
 
 CASE(cancel, read, 0)

@@ -52,6 +52,7 @@ TOOL_OBJ := $(call obj,$(wildcard tools/*.c))
 
 PRELOAD_LIB := $(BUILD)/librsock-preload.so
 API_LIB := $(BUILD)/librsock.so.0
+RDMA_LIB := $(BUILD)/librsock-rdma.so
 CORE_LIB := $(BUILD)/librsock-core.a
 TOOL := $(BUILD)/rsock
 
@@ -74,7 +75,7 @@ PROGRAMS := $(UNIT) $(STRESS) $(SIM) $(SIM_FAULTS) $(CONFORMANCE) $(APPS) $(BENC
 # ---- build ----
 
 .PHONY: all programs
-all: $(PRELOAD_LIB) $(API_LIB) $(BUILD)/librsock.so $(TOOL)
+all: $(PRELOAD_LIB) $(API_LIB) $(BUILD)/librsock.so $(RDMA_LIB) $(TOOL)
 programs: $(PROGRAMS)
 
 $(BUILD)/obj/%.o: %.c
@@ -90,6 +91,9 @@ $(PRELOAD_LIB): $(ALL_OBJ) preload/librsock-preload.map
 $(API_LIB): $(API_OBJ) rsock/librsock.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=rsock/librsock.map \
 		-Wl,-soname,librsock.so.0 -Wl,-z,nodelete -Wl,-z,defs -o $@ $(API_OBJ)
+
+$(RDMA_LIB): $(call obj,$(wildcard rsock/rdma/*.c))
+	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,-z,defs -o $@ $^ -lrdmacm -libverbs
 
 $(BUILD)/librsock.so: $(API_LIB)
 	$(Q)ln -sf $(<F) $@

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "bench/libconn.h"
 
+#include <arpa/inet.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -29,9 +30,19 @@ enum bench_mode bench_parse_mode(const char *text)
 	exit(2);
 }
 
+static struct in_addr address(void)
+{
+	const char *text = getenv("BENCH_ADDRESS");
+	struct in_addr a = { htonl(INADDR_LOOPBACK) };
+
+	if (text && inet_pton(AF_INET, text, &a) != 1)
+		bench_die("BENCH_ADDRESS is not an IPv4 address");
+	return a;
+}
+
 int bench_listen(void)
 {
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr = address() };
 	socklen_t len = sizeof(a);
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -71,7 +82,7 @@ struct bench_conn bench_connect(uint16_t port, enum bench_mode mode)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET,
 				 .sin_port = htons(port),
-				 .sin_addr = { htonl(INADDR_LOOPBACK) } };
+				 .sin_addr = address() };
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * libconn.h - a TCP connection on loopback, used as an ordinary program would use it
+ * libconn.h - a TCP connection, used as an ordinary program would use it
+ *
+ * On loopback, or on the server's address in BENCH_ADDRESS (set it at both ends).
  */
 #ifndef BENCH_LIBCONN_H
 #define BENCH_LIBCONN_H
@@ -23,7 +25,7 @@ struct bench_conn {
 
 enum bench_mode bench_parse_mode(const char *text);
 
-/* Listens on a free loopback port and prints its number on a line of its own. */
+/* Listens on a free port and prints its number on a line of its own. */
 int bench_listen(void);
 struct bench_conn bench_accept(int listener, enum bench_mode mode);
 struct bench_conn bench_connect(uint16_t port, enum bench_mode mode);

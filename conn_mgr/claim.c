@@ -9,6 +9,7 @@
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
 #include "conn_mgr/proof.h"
+#include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/config.h"
 #include "rsock/log.h"
@@ -18,6 +19,7 @@
 #define BUCKETS 4096u
 #define BACKOFF_MAX_MS 100u
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
+#define REFUSALS 8 /* a third of a second */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
 
 static struct rs_lock hash_lock;
@@ -382,13 +384,13 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 	if (c->plain || c->closed || c->bound || c->claim != RS_CLAIM_NONE) {
 		no = RS_CLAIM_REFUSED;
 		reason = c->plain ? c->reason : RS_REASON_CLOSING;
-	} else if (!handle_matches(&ask->tuple, false, handle)) {
+	} else if (!l->shm.remote && !handle_matches(&ask->tuple, false, handle)) {
 		no = RS_CLAIM_REFUSED;
 		reason = RS_REASON_NO_PROOF;
 	} else if (rs_link_slot_get(l, c) != 0) {
 		no = RS_CLAIM_REFUSED;
-		reason = RS_REASON_NO_MEMORY;
-	} else {
+		reason = l->shm.remote ? RS_REASON_MEMLOCK : RS_REASON_NO_MEMORY;
+	} else if (!l->shm.remote) {
 		mine = rs_proof_handle(c->fd);
 		if (mine < 0) {
 			no = RS_CLAIM_REFUSED;
@@ -406,8 +408,11 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		c->window_end = 0;
 		c->claim_at = rs_now_ms() + CLAIM_MS;
 		m.from = c->id;
+		m.block = c->block.addr;
+		m.block_key = c->block.rkey;
+		c->peer_block = (struct rs_remote_block){ ask->block, ask->block_key };
 		memcpy(m.secret, c->secret, sizeof(m.secret));
-		if (rs_link_send(l, &m, &mine, 1) != 0) {
+		if (rs_link_send(l, &m, &mine, mine >= 0) != 0) {
 			/* The link's socket is full: let the peer ask again. */
 			rs_link_slot_unused(l, c->id);
 			c->link = NULL;
@@ -415,7 +420,8 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 			c->window_end = rs_now_ms() + rs_config.window_ms;
 			no = RS_CLAIM_NOT_YET;
 		}
-		rs_sys1(SYS_close, mine);
+		if (mine >= 0)
+			rs_sys1(SYS_close, mine);
 		adopt(c);
 	}
 	rs_unlock(&c->lock);
@@ -534,25 +540,31 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 	int mine, r;
 
 	rs_lock(&c->lock);
-	mine = c->closed ? -EBADF : rs_proof_handle(c->fd);
+	mine = c->closed ? -EBADF : l->shm.remote ? -1 : rs_proof_handle(c->fd);
 	rs_unlock(&c->lock);
-	if (mine < 0) {
+	if (mine < 0 && !(l->shm.remote && mine == -1)) {
 		give_up(c,
 			mine == -EMFILE || mine == -ENFILE ? RS_REASON_NO_FDS : RS_REASON_NO_PROOF);
 		return;
 	}
 	r = rs_link_slot_get(l, c);
 	if (r != 0) {
-		rs_sys1(SYS_close, mine);
-		give_up(c, r == -EMFILE ? RS_REASON_NO_FDS : RS_REASON_NO_MEMORY);
+		if (mine >= 0)
+			rs_sys1(SYS_close, mine);
+		give_up(c, r == -EMFILE	     ? RS_REASON_NO_FDS
+			   : l->shm.remote ? RS_REASON_MEMLOCK
+					     : RS_REASON_NO_MEMORY);
 		return;
 	}
 	rs_sys3(SYS_getrandom, c->secret, sizeof(c->secret), 0);
 	rs_sha256(c->secret, RS_HASH_LEN, m.secret);
 	m.from = c->id;
+	m.block = c->block.addr;
+	m.block_key = c->block.rkey;
 	set_claim(c, RS_CLAIM_SENT, now + CLAIM_MS);
-	r = rs_link_send(l, &m, &mine, 1);
-	rs_sys1(SYS_close, mine);
+	r = rs_link_send(l, &m, &mine, mine >= 0);
+	if (mine >= 0)
+		rs_sys1(SYS_close, mine);
 	if (r != 0) {
 		rs_link_slot_unused(l, c->id);
 		backoff(c, now);
@@ -563,7 +575,7 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 {
 	char name[RS_NAME_LEN];
 	struct rs_link *l;
-	bool known = false, over, late;
+	bool known = false, over, late, remote;
 	int err = 0;
 
 	rs_lock(&c->lock);
@@ -593,15 +605,19 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 		return;
 	}
 	/* An address of this host routes to itself. */
-	if (!loopback(&c->tuple) && memcmp(c->tuple.client_ip, c->tuple.server_ip, 16) != 0) {
-		give_up(c, RS_REASON_NO_ROUTE);
-		return;
-	}
+	remote = !loopback(&c->tuple) && memcmp(c->tuple.client_ip, c->tuple.server_ip, 16) != 0;
 	if (c->claim_name[0])
 		memcpy(name, c->claim_name, sizeof(name));
 	else
 		rs_rendezvous_name(c->tuple.server_port, c->claim_index, name);
-	l = link_to(name, &err);
+	l = remote ? rs_rdma_link(&c->tuple, &err) : link_to(name, &err);
+	if (!l && remote) {
+		give_up(c, err == -ECONNREFUSED ? RS_REASON_PEER_PLAIN
+			   : err == -ENODEV     ? RS_REASON_NO_DEVICE
+			   : err == -ENOMEM     ? RS_REASON_NO_MEMORY
+						: RS_REASON_NO_ROUTE);
+		return;
+	}
 	if (!l) {
 		if (err == -ECONNREFUSED)
 			nobody_there(c, now);
@@ -612,7 +628,8 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 								    : RS_REASON_NO_MEMORY);
 		return;
 	}
-	rs_rendezvous_answered(c->tuple.server_port);
+	if (!remote)
+		rs_rendezvous_answered(c->tuple.server_port);
 	c->link = l;
 	if (l->up) {
 		send_claim(c, l, now);
@@ -636,6 +653,27 @@ void rs_claim_link_up(struct rs_link *l)
 		rs_link_alias(use, l->name);
 		rs_link_kill(l, now);
 	}
+}
+
+bool rs_claim_tries_again(const struct rs_link *l)
+{
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		if (!c->server && c->claim == RS_CLAIM_SENT && c->link == l &&
+		    c->claim_tries < REFUSALS)
+			return true;
+	return false;
+}
+
+void rs_claim_link_refused(struct rs_link *l, enum rs_reason why)
+{
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		if (!c->server && c->claim == RS_CLAIM_SENT && c->link == l && wanted(c)) {
+			/* A server opens its RDMA port when it first accepts: perhaps just now. */
+			if (why == RS_REASON_PEER_PLAIN && c->claim_tries < REFUSALS)
+				backoff(c, rs_now_ms());
+			else
+				give_up(c, why);
+		}
 }
 
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now)
@@ -672,7 +710,8 @@ void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle)
 		return;
 	}
 	c->peer_id = m->from;
-	if (!wanted(c) || !handle_matches(&c->tuple, true, handle)) {
+	c->peer_block = (struct rs_remote_block){ m->block, m->block_key };
+	if (!wanted(c) || (!l->shm.remote && !handle_matches(&c->tuple, true, handle))) {
 		rs_link_slot_refuse(l, m->id, c);
 		refuse_stream(l, m->from);
 		give_up(c, RS_REASON_NO_PROOF);
@@ -706,6 +745,10 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 		break;
 	case RS_CLAIM_REDIRECT:
 		/* A redirect leads to a process, and a process does not redirect further. */
+		if (l->shm.remote) {
+			give_up(c, RS_REASON_NO_ROUTE);
+			break;
+		}
 		if (c->claim_name[0] || strncmp(m->name, "rsock.p.", 8) != 0) {
 			backoff(c, now);
 			break;
@@ -716,13 +759,15 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 		break;
 	case RS_CLAIM_NOT_YET:
 		c->claim_again = true;
-		if (c->claim_name[0])
+		if (c->claim_name[0] || l->shm.remote)
 			backoff(c, now);
 		else
 			next_process(c, now);
 		break;
 	default:
-		if (c->claim_name[0])
+		if (l->shm.remote)
+			give_up(c, RS_REASON_NO_ROUTE);
+		else if (c->claim_name[0])
 			backoff(c, now);
 		else
 			next_process(c, now);

@@ -16,10 +16,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "rsock/reason.h"
 #include "rsock/wire.h"
 
 struct rs_conn;
 struct rs_link;
+struct rs_qp;
+struct rs_rdma_ops;
+struct rs_tuple;
 
 void rs_claim_asked(struct rs_link *l, const struct rs_msg *m, int handle);
 void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle);
@@ -28,6 +32,10 @@ void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m);
 /* Connections that waited for this link go on / look for another way. */
 void rs_claim_link_up(struct rs_link *l);
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now);
+/* Somebody who waits for the link has not been refused often enough yet. */
+bool rs_claim_tries_again(const struct rs_link *l);
+/* The link could not be made: connections that waited for it stay on TCP. */
+void rs_claim_link_refused(struct rs_link *l, enum rs_reason why);
 /* Accepted connections whose window has passed are plain; when (ms) to come again, UINT64_MAX: never. */
 uint64_t rs_claim_expire(uint64_t now);
 /* The control thread lets go of a connection, which may be in the middle of a claim. */
@@ -38,6 +46,12 @@ void rs_claim_forget(void);
 
 /* What claims need of links (peer.c). `sock` is owned by the link from then on; NULL: refused. */
 struct rs_link *rs_link_new(int sock, const char *name);
+/* Over RDMA; `to`: the connection that it is made for, NULL: the peer made it. */
+struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
+				   const struct rs_tuple *to);
+/* The queue pair is connected / could not be, or is not any more. */
+void rs_link_remote_up(struct rs_link *l);
+void rs_link_failed(struct rs_link *l, int error);
 void rs_link_kill(struct rs_link *l, uint64_t now);
 int rs_link_send(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds);
 /* Another live link to the same process, else `l` itself. */

@@ -137,7 +137,7 @@ static void show_paths(struct rs_conn *c)
 	c->row->tx_path = (uint8_t)(path & 15);
 	c->row->rx_path = (uint8_t)(path >> 4);
 	c->row->plain = c->plain;
-	c->row->reason = path == (RS_PATH_SHM | RS_PATH_SHM << 4) ? RS_REASON_NONE : c->reason;
+	c->row->reason = path & 15 && path >> 4 ? RS_REASON_NONE : c->reason;
 }
 
 static void speak(struct rs_conn *c, bool kernel)
@@ -206,6 +206,8 @@ static void sync_acks(struct rs_conn *c)
 {
 	if (!c->bound)
 		return;
+	if (c->ch.remote && c->sm.tx == RS_TX_FAST)
+		rs_tx_posted(&c->sm, c->ch.posted);
 	rs_tx_acked(&c->sm, rs_chan_tx_head(&c->ch));
 	if (c->sm.rx != RS_RX_RAW && c->sm.rx != RS_RX_ARMED)
 		rs_rx_landed(&c->sm, rs_chan_rx_tail(&c->ch));
@@ -291,10 +293,13 @@ static void send_messages(struct rs_conn *c)
 	for (uint8_t i = 0; i < n; i++) {
 		struct rs_msg_small m = c->sm.msgs[i];
 
-		if (m.type == RS_MSG_FIN) {
+		if (m.type == RS_MSG_FIN && !c->ch.remote) {
 			rs_chan_tx_fin(&c->ch, m.offset);
 			continue;
 		}
+		/* LEFT says that no write follows. */
+		if (m.type == RS_MSG_LEFT && c->ch.remote)
+			rs_remote_open(&c->ch, false);
 		if (m.type == RS_MSG_ENTER_OK)
 			rs_chan_rx_begin(&c->ch, m.offset);
 		rs_peer_send(c, m.type, m.epoch, m.offset);
@@ -309,12 +314,46 @@ static void detach(struct rs_conn *c)
 	rs_peer_detach(c);
 }
 
+/* What the queue pair needs to know, and who waits for acknowledgements, without a thread asleep. */
+static void settle_remote(struct rs_conn *c)
+{
+	bool open = rs_tx_may_post(&c->sm);
+
+	if (open != c->ch.open)
+		rs_remote_open(&c->ch, open);
+	if (c->sm.fin_wanted)
+		__atomic_fetch_or(&c->ch.mine->tx_mask, 1, __ATOMIC_SEQ_CST);
+	if (c->closed)
+		__atomic_fetch_or(&c->ch.mine->rx_mask, 1, __ATOMIC_SEQ_CST);
+	if (c->sm.rx_fin_known && !c->ch.eager) {
+		c->ch.eager = true;
+		rs_remote_credit(&c->ch);
+	}
+}
+
+void rs_conn_poke(struct rs_conn *c)
+{
+	rs_lock(&c->lock);
+	if (c->bound && !c->plain) {
+		if (c->ch.remote) {
+			rs_remote_post(&c->ch);
+			rs_remote_credit(&c->ch);
+			sync_acks(c);
+		}
+		rs_conn_settle(c);
+	}
+	rs_conn_ring(c);
+	rs_conn_unlock(c);
+}
+
 /* Obeys the state machine. Call before every unlock. */
 void rs_conn_settle(struct rs_conn *c)
 {
 	bool ring = false;
 	uint64_t due;
 
+	if (c->bound && c->ch.remote)
+		settle_remote(c);
 	for (;;) {
 		uint32_t todo = rs_stream_todo(&c->sm);
 
@@ -368,7 +407,7 @@ void rs_conn_unlock(struct rs_conn *c)
  */
 static void peer_ended(struct rs_conn *c)
 {
-	bool unread = rs_chan_tx_head(&c->ch) < c->ch.tail;
+	bool unread = !c->ch.remote && rs_chan_tx_head(&c->ch) < c->ch.tail;
 
 	rs_rx_tcp_eof(&c->sm, unread);
 	/* A process that died with bytes of ours unread: TCP would have answered them with RST. */
@@ -382,7 +421,7 @@ void rs_conn_tcp_ended(struct rs_conn *c)
 {
 	uint64_t tail = rs_chan_rx_survived(&c->ch, c->sm.rx_off);
 
-	if (tail > c->sm.rx_off)
+	if (tail > c->sm.rx_off && !c->ch.remote)
 		rs_chan_rx_begin(&c->ch, c->sm.rx_off);
 	rs_rx_landed(&c->sm, tail);
 	peer_ended(c);
@@ -586,10 +625,14 @@ void rs_conn_buffers(struct rs_conn *c)
 
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 {
+	struct rs_remote *remote;
+
 	rs_lock(&c->lock);
 	if (c->plain || c->closed || c->bound)
 		goto out;
-	if (!rs_chan_bind(&c->ch, &c->link->shm, c->id, c->peer_id)) {
+	remote = c->link->shm.remote;
+	if (!(remote ? rs_remote_bind(&c->ch, remote, c->id, c->peer_id, &c->peer_block)
+		     : rs_chan_bind(&c->ch, &c->link->shm, c->id, c->peer_id))) {
 		c->reason = RS_REASON_PROTOCOL;
 		become_plain(c);
 		goto out;
@@ -597,6 +640,7 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	c->claim = RS_CLAIM_DONE;
 	c->window_end = 0;
 	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
+	c->sm.cfg.ring_survives = !remote;
 	rs_stream_attach(&c->sm, key, c->server);
 	rs_conn_buffers(c);
 	if (manage(c) != 0) {

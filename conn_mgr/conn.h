@@ -23,6 +23,7 @@
 
 #include "rsock/lock.h"
 #include "rsock/reason.h"
+#include "rsock/remote.h"
 #include "rsock/shm.h"
 #include "rsock/stats.h"
 #include "rsock/stream.h"
@@ -91,6 +92,7 @@ struct rs_conn {
 	/* owned by the control thread, or by whoever holds the lock before it is listed */
 	struct rs_link *link;
 	uint32_t id, peer_id;
+	struct rs_remote_block block, peer_block; /* over RDMA: our memory, the peer's */
 	enum rs_claim claim;
 	uint32_t claim_tries;
 	uint32_t claim_index; /* n-th process that listens on the port */
@@ -195,5 +197,7 @@ void rs_conn_message(struct rs_conn *c, const struct rs_msg *m);
 /* Plain for good without having been attached. */
 void rs_conn_give_up(struct rs_conn *c, enum rs_reason why);
 void rs_conn_ring(struct rs_conn *c);
+/* The link has moved bytes or acknowledgements of a connection that the control thread cares for. */
+void rs_conn_poke(struct rs_conn *c);
 
 #endif

@@ -165,13 +165,13 @@ uint32_t rs_conn_peer_cpu(struct rs_conn *c)
 
 int rs_conn_path(struct rs_conn *c)
 {
-	int path = 0;
+	int path = 0, fast = c->ch.remote ? RS_PATH_RDMA : RS_PATH_SHM;
 
 	if (c->plain || !c->bound)
 		return 0;
 	if (c->sm.tx == RS_TX_FAST)
-		path |= RS_PATH_SHM;
+		path |= fast;
 	if (c->sm.rx == RS_RX_FAST)
-		path |= RS_PATH_SHM << 4;
+		path |= fast << 4;
 	return path;
 }

@@ -13,6 +13,7 @@
 
 #include "conn_mgr/claim.h"
 #include "conn_mgr/conn.h"
+#include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/bell.h"
 #include "rsock/log.h"
@@ -69,6 +70,8 @@ int rs_link_send(struct rs_link *l, const struct rs_msg *m, const int *fds, size
 	size_t len = rs_msg_encode(m, bytes);
 	long r = -EAGAIN;
 
+	if (l->shm.remote)
+		return rs_remote_send(l->shm.remote, bytes, len);
 	rs_lock(&l->lock);
 	if (l->dead) {
 		rs_unlock(&l->lock);
@@ -134,6 +137,13 @@ static uint32_t in_use(const struct rs_link *l)
 	return __atomic_load_n(&l->used, __ATOMIC_RELAXED);
 }
 
+static void drop_segment(struct rs_shm_head *h, int fd)
+{
+	rs_shm_unmap(h);
+	if (fd >= 0)
+		rs_fd_close(fd);
+}
+
 static int add_segment(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_SEGMENT, .index = l->shm.nmine };
@@ -143,21 +153,24 @@ static int add_segment(struct rs_link *l)
 
 	if (l->shm.nmine == RS_SHM_SEGMENTS)
 		return -ENOSPC;
-	fd = rs_shm_create(&h);
-	if (fd < 0)
+	if (l->shm.remote) {
+		h = rs_shm_private();
+		fd = h ? -1 : -ENOMEM;
+	} else {
+		fd = rs_shm_create(&h);
+	}
+	if (fd < -1 || (fd < 0 && !l->shm.remote))
 		return fd;
 	slot = calloc(l->slots + RS_SHM_SLOTS, sizeof(*slot));
 	if (!slot) {
-		rs_shm_unmap(h);
-		rs_fd_close(fd);
+		drop_segment(h, fd);
 		return -ENOMEM;
 	}
-	if (l->shm.nmine > 0) {
+	if (l->shm.nmine > 0 && !l->shm.remote) {
 		r = rs_link_send(l, &m, &fd, 1);
 		if (r != 0) {
 			free(slot);
-			rs_shm_unmap(h);
-			rs_fd_close(fd);
+			drop_segment(h, fd);
 			return r;
 		}
 	}
@@ -177,11 +190,12 @@ static int add_segment(struct rs_link *l)
 
 int rs_link_slot_get(struct rs_link *l, struct rs_conn *c)
 {
+	struct rs_remote_block block = { 0 };
 	uint32_t id;
+	int r = 0;
 
 	if (in_use(l) == l->slots) {
-		int r = add_segment(l);
-
+		r = add_segment(l);
 		if (r != 0)
 			return r;
 	}
@@ -196,7 +210,14 @@ int rs_link_slot_get(struct rs_link *l, struct rs_conn *c)
 	rs_unlock(&l->lock);
 	c->link = l;
 	c->id = id;
-	return 0;
+	if (l->shm.remote)
+		r = rs_remote_block(l->shm.remote, id, &block);
+	c->block = block;
+	if (r != 0) {
+		rs_link_slot_unused(l, id);
+		c->link = NULL;
+	}
+	return r;
 }
 
 /* Under l->lock. The slot serves another stream only when nobody can write it any more. */
@@ -296,7 +317,7 @@ void rs_peer_bells(void)
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next) {
 		uint32_t todo;
 
-		if (!rs_link_alive(l))
+		if (!rs_link_alive(l) || l->shm.remote)
 			continue;
 		todo = made & ~__atomic_load_n(&l->bells_sent, __ATOMIC_RELAXED);
 		while (todo) {
@@ -321,6 +342,8 @@ void rs_link_harvest(struct rs_link *l, uint32_t bell, void (*take)(struct rs_co
 
 	if (!rs_link_alive(l))
 		return;
+	if (l->shm.remote)
+		rs_remote_progress(l->shm.remote);
 	b0 = &l->shm.mine[0]->bells[bell];
 	if (!__atomic_load_n(&b0->pending, __ATOMIC_RELAXED))
 		return;
@@ -358,6 +381,8 @@ bool rs_links_asleep(uint32_t bell, enum rs_bell_when when)
 			continue;
 		b = &l->shm.mine[0]->bells[bell];
 		__atomic_store_n(&b->asleep, when, __ATOMIC_SEQ_CST);
+		if (l->shm.remote && when != RS_BELL_NEVER)
+			rs_remote_arm(l->shm.remote);
 		if (when != RS_BELL_NEVER && __atomic_load_n(&b->pending, __ATOMIC_SEQ_CST))
 			pending = true;
 	}
@@ -367,15 +392,44 @@ bool rs_links_asleep(uint32_t bell, enum rs_bell_when when)
 static void ring_conn(struct rs_conn *c, void *arg)
 {
 	(void)arg;
-	rs_lock(&c->lock);
-	rs_conn_ring(c);
-	rs_unlock(&c->lock);
+	rs_conn_poke(c);
 	rs_conn_put(c);
+}
+
+static void poke(void *arg, uint32_t id)
+{
+	struct rs_conn *c = rs_link_conn(arg, id);
+
+	if (c)
+		ring_conn(c, NULL);
+}
+
+static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds);
+
+/* Messages, room and death of a queue pair, whoever has polled it. */
+static void look_at_remote(struct rs_link *l)
+{
+	uint8_t bytes[RS_MSG_MAX];
+	struct rs_msg m;
+	size_t len;
+
+	while (!l->dead && rs_remote_receive(l->shm.remote, bytes, &len)) {
+		if (rs_msg_decode(bytes, len, &m) == 0)
+			got_message(l, &m, NULL, 0);
+		else
+			rs_link_kill(l, rs_now_ms());
+	}
+	if (!l->dead)
+		rs_remote_retry(l->shm.remote, poke, l);
+	if (!l->dead && rs_remote_broken(l->shm.remote))
+		rs_link_failed(l, ECONNRESET);
 }
 
 void rs_peer_scan_bells(void)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (l->shm.remote && !l->dead)
+			look_at_remote(l);
 		if (!rs_link_alive(l))
 			continue;
 		rs_link_harvest(l, 0, ring_conn, NULL);
@@ -392,10 +446,14 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 	if (l->dead)
 		return;
 	rs_log(RS_LOG_INFO, "link to %s is gone", l->name[0] ? l->name : "a client process");
-	rs_control_unwatch(l->sock);
+	if (l->sock >= 0)
+		rs_control_unwatch(l->sock);
 	rs_lock(&l->lock);
 	__atomic_store_n(&l->dead, true, __ATOMIC_SEQ_CST);
-	rs_fd_close(l->sock);
+	if (l->shm.remote)
+		rs_remote_close(l->shm.remote);
+	else
+		rs_fd_close(l->sock);
 	l->sock = -1;
 	while (l->queue) {
 		struct rs_queued *q = l->queue;
@@ -430,8 +488,7 @@ static void reclaim(struct rs_link *l)
 {
 	for (uint32_t s = 0; s < RS_SHM_SEGMENTS; s++) {
 		if (s < l->shm.nmine) {
-			rs_shm_unmap(l->shm.mine[s]);
-			rs_fd_close(l->mine_fd[s]);
+			drop_segment(l->shm.mine[s], l->mine_fd[s]);
 		}
 		if (s < l->shm.npeer)
 			rs_shm_unmap(l->shm.peer[s]);
@@ -439,6 +496,9 @@ static void reclaim(struct rs_link *l)
 	for (uint32_t b = 0; b < RS_BELLS; b++)
 		if (l->shm.bell_fd[b] >= 0)
 			rs_fd_close(l->shm.bell_fd[b]);
+	if (l->shm.remote)
+		rs_remote_free(l->shm.remote);
+	l->shm.remote = NULL;
 	l->shm.nmine = 0;
 	l->shm.npeer = 0;
 	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
@@ -448,14 +508,37 @@ static void reclaim(struct rs_link *l)
 static void hello(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_HELLO,
-			    .features = RS_FEATURE_SHM,
+			    .features = l->shm.remote ? RS_FEATURE_RDMA : RS_FEATURE_SHM,
 			    .slots = RS_SHM_SLOTS };
 	int fds[2] = { l->mine_fd[0], rs_bell_fd(0) };
 
 	memcpy(m.process, rs_process_id(), sizeof(m.process));
-	memcpy(m.tier_shift, l->shm.mine[0]->tier_shift, RS_TIERS);
+	if (l->shm.remote)
+		m.tier_shift[0] = (uint8_t)__builtin_ctzll(RS_REMOTE_RING);
+	else
+		memcpy(m.tier_shift, l->shm.mine[0]->tier_shift, RS_TIERS);
 	l->bells_sent = 1;
 	rs_link_send(l, &m, fds, 2);
+}
+
+static void come_up(struct rs_link *l, const struct rs_msg *m)
+{
+	memcpy(l->process, m->process, sizeof(l->process));
+	if (!l->initiator)
+		hello(l);
+	__atomic_store_n(&l->up, true, __ATOMIC_RELEASE);
+	rs_peer_bells();
+	rs_claim_link_up(l);
+}
+
+static void got_remote_hello(struct rs_link *l, const struct rs_msg *m)
+{
+	if (l->up || m->slots != RS_SHM_SLOTS || !(m->features & RS_FEATURE_RDMA) ||
+	    m->tier_shift[0] != __builtin_ctzll(RS_REMOTE_RING)) {
+		rs_link_failed(l, EPROTO);
+		return;
+	}
+	come_up(l, m);
 }
 
 static void got_hello(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
@@ -466,14 +549,9 @@ static void got_hello(struct rs_link *l, const struct rs_msg *m, int *fds, size_
 		return;
 	}
 	l->shm.npeer = 1;
-	memcpy(l->process, m->process, sizeof(l->process));
 	__atomic_store_n(&l->shm.bell_fd[0], rs_fd_hide(fds[1]), __ATOMIC_RELEASE);
 	fds[1] = -1;
-	if (!l->initiator)
-		hello(l);
-	__atomic_store_n(&l->up, true, __ATOMIC_RELEASE);
-	rs_peer_bells();
-	rs_claim_link_up(l);
+	come_up(l, m);
 }
 
 static void got_bell(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
@@ -501,10 +579,13 @@ static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, siz
 	struct rs_conn *c;
 
 	if (m->type == RS_MSG_HELLO) {
-		got_hello(l, m, fds, nfds);
+		if (l->shm.remote)
+			got_remote_hello(l, m);
+		else
+			got_hello(l, m, fds, nfds);
 		return;
 	}
-	if (!l->up) {
+	if (!l->up || (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT))) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
@@ -687,14 +768,108 @@ struct rs_link *rs_link_new(int sock, const char *name)
 	return l;
 }
 
+static void remote_event(struct rs_source *s, uint32_t events)
+{
+	struct rs_link *l =
+		(struct rs_link *)(void *)((char *)s - offsetof(struct rs_link, source));
+	uint64_t due;
+
+	(void)events;
+	if (l->dead || !l->shm.remote)
+		return;
+	due = rs_remote_event(l->shm.remote);
+	if (due)
+		rs_control_due(due);
+	look_at_remote(l);
+}
+
+struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
+				   const struct rs_tuple *to)
+{
+	struct rs_link *old = reclaimed(), *l = old ? old : calloc(1, sizeof(*l));
+
+	if (!l)
+		return NULL;
+	l->source.event = remote_event;
+	l->sock = -1;
+	l->born = rs_now_ms();
+	l->queue_tail = &l->queue;
+	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
+	l->shm.remote = rs_remote_new(ops, qp, &l->shm);
+	if (to) {
+		l->initiator = true;
+		l->to = *to;
+		snprintf(l->name, sizeof(l->name), "rdma port %u", to->server_port);
+	}
+	if (!l->shm.remote || add_segment(l) != 0 ||
+	    (!to && rs_control_watch(ops->fd(qp), EPOLLIN, &l->source) != 0)) {
+		if (l->shm.nmine)
+			drop_segment(l->shm.mine[0], -1);
+		l->shm.nmine = 0;
+		free(l->shm.remote);
+		l->shm.remote = NULL;
+		if (!old) {
+			free(l->slot);
+			free(l);
+		}
+		return NULL;
+	}
+	__atomic_store_n(&l->dead, false, __ATOMIC_SEQ_CST);
+	if (!old) {
+		rs_lock(&links_lock);
+		l->next = rs_links;
+		__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
+		rs_unlock(&links_lock);
+	}
+	return l;
+}
+
+void rs_link_remote_up(struct rs_link *l)
+{
+	struct rs_remote *r = l->shm.remote;
+
+	if (!l->initiator)
+		return;
+	if (rs_control_watch(r->ops->fd(r->qp), EPOLLIN, &l->source) != 0) {
+		rs_link_failed(l, ENOMEM);
+		return;
+	}
+	rs_log(RS_LOG_INFO, "connected on %s", r->ops->device(r->qp));
+	hello(l);
+	rs_remote_event(r);
+	look_at_remote(l);
+}
+
+void rs_link_failed(struct rs_link *l, int error)
+{
+	if (!l->up && l->initiator) {
+		rs_log(RS_LOG_INFO, "%s: error %d", l->name, error);
+		if (error != ECONNREFUSED || !rs_claim_tries_again(l))
+			rs_rdma_refused(l);
+		rs_claim_link_refused(l, error == ECONNREFUSED ? RS_REASON_PEER_PLAIN
+					 : error == ENODEV     ? RS_REASON_NO_DEVICE
+					 : error == ENOMEM     ? RS_REASON_MEMLOCK
+							       : RS_REASON_NO_ROUTE);
+	}
+	rs_link_kill(l, rs_now_ms());
+}
+
 void rs_peer_timer(uint64_t now)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (!l->dead && !l->up) {
-			if (now >= l->born + HELLO_MS)
+			if (now >= l->born + HELLO_MS && l->shm.remote)
+				rs_link_failed(l, ETIMEDOUT);
+			else if (now >= l->born + HELLO_MS)
 				rs_link_kill(l, now);
 			else
 				rs_control_due(l->born + HELLO_MS);
+		}
+		if (!l->dead && l->shm.remote) {
+			uint64_t due = rs_remote_timer(l->shm.remote, now);
+
+			if (due)
+				rs_control_due(due);
 		}
 		if (in_use(l) || l->dead || !l->initiator) {
 			l->idle_since = 0;
@@ -743,7 +918,7 @@ void rs_peer_forget(void)
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (l->sock >= 0)
 			rs_fd_close(l->sock);
-		for (uint32_t s = 0; s < l->shm.nmine; s++)
+		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote; s++)
 			rs_fd_close(l->mine_fd[s]);
 		for (uint32_t b = 0; b < RS_BELLS; b++)
 			if (l->shm.bell_fd[b] >= 0)
@@ -753,5 +928,6 @@ void rs_peer_forget(void)
 	rs_links = NULL;
 	links_lock.word = 0;
 	rs_claim_forget();
+	rs_rdma_forget();
 	rs_rendezvous_forget();
 }

@@ -7,6 +7,9 @@
  * SOCK_SEQPACKET connection, kept for as long as both processes live, plus both ends' slabs; it
  * carries the messages of all their streams.
  *
+ * Links to processes on other hosts (rdma.h) have a queue pair in place of the socket; the rest is the
+ * same.
+ *
  * Except where noted, for the control thread only.
  */
 #ifndef CONN_MGR_PEER_H
@@ -18,6 +21,7 @@
 
 #include "conn_mgr/control.h"
 #include "rsock/lock.h"
+#include "rsock/remote.h"
 #include "rsock/shm.h"
 #include "rsock/wire.h"
 
@@ -52,6 +56,7 @@ struct rs_link {
 	uint32_t slots, used, hint;
 	struct rs_link *next;
 	struct rs_queued *queue, **queue_tail; /* what the socket did not take yet */
+	struct rs_tuple to; /* over RDMA: the server's address that it was opened to */
 };
 
 /* `c` was accepted on `port` from `peer`; it may be claimed. Thread-safe. */

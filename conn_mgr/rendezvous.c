@@ -11,6 +11,7 @@
 #include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
+#include "conn_mgr/rdma.h"
 #include "rsock/config.h"
 #include "rsock/lock.h"
 #include "rsock/log.h"
@@ -34,6 +35,8 @@ struct listener {
 	bool inherited;
 	bool accepted; /* something was accepted, or asked for: claims may come late */
 	struct rs_directory *directory;
+	void *rdma; /* for the control thread: what listens on the RDMA port; NULL: nothing */
+	bool rdma_tried;
 };
 
 static bool in_use(const struct listener *l)
@@ -198,6 +201,8 @@ int rs_rendezvous_open(uint16_t port)
 			l->index = 0;
 			l->inherited = false;
 			l->directory = NULL;
+			l->accepted = false;
+			l->rdma_tried = false;
 			set_fd(l, -1);
 		}
 	if (!l) {
@@ -270,6 +275,8 @@ struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
 		if (in_use(&listeners[i]) && listeners[i].port == port) {
+			if (!listeners[i].accepted && rs_rdma_likely())
+				rs_control_due(0);
 			listeners[i].accepted = true;
 			d = listeners[i].directory;
 			*holder = listeners[i].fd >= 0;
@@ -278,9 +285,26 @@ struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
 	return d;
 }
 
+/*
+ * RDMA is opened by the process that accepts, not by the one that listens: a parent of workers would
+ * keep them from using it.
+ */
+static void tend_rdma(struct listener *l)
+{
+	if (in_use(l) && l->accepted && !l->rdma_tried && rs_rdma_likely()) {
+		l->rdma_tried = true;
+		l->rdma = rs_rdma_listen(l->port);
+	} else if (!in_use(l) && l->rdma) {
+		rs_rdma_unlisten(l->rdma);
+		l->rdma = NULL;
+	}
+}
+
 void rs_rendezvous_timer(uint64_t now)
 {
 	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++)
+		tend_rdma(&listeners[i]);
 	for (size_t i = 0; i < PORTS; i++) {
 		struct listener *l = &listeners[i];
 
@@ -328,6 +352,8 @@ void rs_rendezvous_forget(void)
 		if (l->fd >= 0 && in_use(l))
 			rs_fd_close(l->fd);
 		set_fd(l, -1);
+		l->rdma = NULL;
+		l->rdma_tried = false;
 		l->inherited = l->users != 0;
 		l->close_at = 0;
 	}

@@ -10,6 +10,7 @@
 
 #include "conn_mgr/conn.h"
 #include "conn_mgr/conn_edge.h"
+#include "conn_mgr/control.h"
 #include "conn_mgr/real.h"
 #include "rsock/config.h"
 #include "rsock/sys.h"
@@ -27,6 +28,7 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->in_tcp = false;
 	w->busy = false;
 	w->sleeps = false;
+	w->rests = false;
 	w->closes = false;
 	w->end = 0;
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
@@ -80,6 +82,8 @@ static void cancelled(void *arg)
 {
 	struct rs_waiter *w = arg;
 
+	if (w->rests)
+		rs_remote_awake(w->c->ch.remote);
 	if (w->sleeps)
 		__atomic_fetch_sub(&w->c->sleepers, 1, __ATOMIC_SEQ_CST);
 	rs_waiter_end(w);
@@ -250,6 +254,20 @@ static int wait_news(struct rs_waiter *w)
 	return r;
 }
 
+/* A queue pair needs to know who sleeps. */
+static void rest(struct rs_waiter *w, bool sleeps)
+{
+	struct rs_remote *r = w->c->ch.remote;
+
+	if (!r || w->rests == sleeps)
+		return;
+	w->rests = sleeps;
+	if (sleeps)
+		rs_remote_rest(r);
+	else
+		rs_remote_awake(r);
+}
+
 static bool ring_has(struct rs_conn *c)
 {
 	const struct rs_shm_slot *s = c->ch.mine;
@@ -258,31 +276,48 @@ static bool ring_has(struct rs_conn *c)
 	       __atomic_load_n(&s->fin, __ATOMIC_SEQ_CST) != 0;
 }
 
+static bool spin_ring(struct rs_waiter *w, uint64_t end)
+{
+	struct rs_conn *c = w->c;
+	struct rs_remote *r = c->ch.remote;
+	bool found = false;
+	uint64_t due;
+
+	if (r)
+		rs_remote_spin(r);
+	do {
+		if (r)
+			rs_remote_progress(r);
+		for (int i = 0; i < 8 && !found; i++) {
+			found = ring_has(c);
+			if (!found)
+				rs_cpu_relax();
+		}
+		found |= __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news;
+	} while (!found && rs_ticks() < end);
+	if (r && rs_remote_unspin(r, &due))
+		rs_control_due(due);
+	return found;
+}
+
 static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
 	struct rs_shm_slot *s = c->ch.mine;
-	uint32_t spin = rs_spin_us(c);
+	uint32_t spin = c->ch.remote ? rs_config.spin_us * 4 : rs_spin_us(c);
 	uint64_t start = rs_ticks();
 	int r;
 
-	if (spin) {
-		uint64_t end = start + spin * rs_ticks_per_us();
-
-		do {
-			for (int i = 0; i < 8; i++) {
-				if (ring_has(c))
-					return 0;
-				rs_cpu_relax();
-			}
-			if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
-				return 0;
-		} while (rs_ticks() < end);
-	}
-	__atomic_store_n(&s->rx_wait, 1, __ATOMIC_SEQ_CST);
-	if (ring_has(c) || __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
+	if (spin && spin_ring(w, start + spin * rs_ticks_per_us()))
 		return 0;
+	__atomic_store_n(&s->rx_wait, 1, __ATOMIC_SEQ_CST);
+	rest(w, true);
+	if (ring_has(c) || __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news) {
+		rest(w, false);
+		return 0;
+	}
 	r = sleep_on(w, &s->rx_wait, 1, false);
+	rest(w, false);
 	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start), __ATOMIC_RELAXED);
 	return r;
@@ -349,6 +384,8 @@ bool rs_spin_room(struct rs_waiter *w)
 	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)
 		return false;
 	while (rs_ticks() < end) {
+		if (c->ch.remote)
+			rs_remote_progress(c->ch.remote);
 		if (__atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE) != head)
 			return true;
 		if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
@@ -369,10 +406,12 @@ int rs_wait_tx(struct rs_waiter *w, enum rs_wait how)
 		uint32_t *word = &c->ch.mine->tx_wait;
 
 		__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+		rest(w, true);
 		r = 0;
 		if (!rs_chan_tx_room_now(&c->ch) &&
 		    __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) == w->news)
 			r = sleep_on(w, word, 1, false);
+		rest(w, false);
 	} else {
 		r = wait_news(w);
 	}

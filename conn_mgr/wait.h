@@ -36,6 +36,7 @@ struct rs_waiter {
 	bool in_tcp; /* c->in_tcp */
 	bool busy; /* c->busy */
 	bool sleeps; /* c->sleepers */
+	bool rests; /* the queue pair's sleepers */
 	bool closes; /* the last to leave a connection that was closed beside us */
 };
 

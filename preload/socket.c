@@ -12,6 +12,7 @@
 
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
+#include "conn_mgr/rdma.h"
 #include "conn_mgr/real.h"
 #include "conn_mgr/rendezvous.h"
 #include "preload/epoll.h"
@@ -414,10 +415,11 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 	int r;
 
 	if (!same_host(fd, addr)) {
-		plain(c, RS_REASON_NO_ROUTE);
-		return;
-	}
-	if (rs_peer_known_plain(port)) {
+		if (!rs_rdma_likely()) {
+			plain(c, RS_REASON_NO_DEVICE);
+			return;
+		}
+	} else if (rs_peer_known_plain(port)) {
 		plain(c, RS_REASON_PEER_PLAIN);
 		return;
 	}

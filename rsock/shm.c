@@ -10,6 +10,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "rsock/bell.h"
+#include "rsock/remote.h"
 #include "rsock/sys.h"
 
 /* 64 KiB stays in cache; 1 MiB streams; 8 MiB takes what the kernel's buffers would. */
@@ -87,8 +89,22 @@ int rs_shm_map(int memfd, struct rs_shm_head **head)
 
 void rs_shm_unmap(struct rs_shm_head *head)
 {
-	if (head)
+	if (head && !head->magic) /* private */
+		rs_sys2(SYS_munmap, head, HEAD_SIZE);
+	else if (head)
 		rs_sys2(SYS_munmap, head, SEGMENT_SIZE);
+}
+
+struct rs_shm_head *rs_shm_private(void)
+{
+	long p = rs_sys6(SYS_mmap, 0, (long)HEAD_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct rs_shm_head *h = (struct rs_shm_head *)p;
+
+	if ((unsigned long)p > -4096UL)
+		return NULL;
+	h->slots = RS_SHM_SLOTS;
+	return h;
 }
 
 static void rings(struct rs_shm_head *h, uint32_t slot, uint8_t *ring[RS_TIERS])
@@ -160,9 +176,58 @@ static void wake_futex(uint32_t *word)
 		rs_futex_wake(word, INT_MAX, false);
 }
 
+bool rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx)
+{
+	struct rs_shm_head *h = l->mine[id / RS_SHM_SLOTS], *h0 = l->mine[0];
+	struct rs_shm_slot *s = &h->slot[id % RS_SHM_SLOTS];
+	uint32_t *futex = rx ? &s->rx_wait : &s->tx_wait;
+	uint32_t mask = __atomic_load_n(rx ? &s->rx_mask : &s->tx_mask, __ATOMIC_SEQ_CST), ring = 0;
+	uint64_t bit = (uint64_t)1 << (id % 64);
+	bool slept = __atomic_load_n(futex, __ATOMIC_SEQ_CST);
+
+	if (slept)
+		wake_futex(futex);
+	while (mask) {
+		uint32_t b = (uint32_t)__builtin_ctz(mask), when;
+
+		mask &= mask - 1;
+		__atomic_fetch_or(&h->bells[b].ready[id % RS_SHM_SLOTS / 64], bit,
+				  __ATOMIC_SEQ_CST);
+		__atomic_store_n(&h0->bells[b].pending, 1, __ATOMIC_SEQ_CST);
+		when = __atomic_load_n(&h0->bells[b].asleep, __ATOMIC_SEQ_CST);
+		if (when == RS_BELL_ONCE)
+			when = __atomic_exchange_n(&h0->bells[b].asleep, RS_BELL_NEVER,
+						   __ATOMIC_SEQ_CST);
+		/* The control thread always sleeps on its own. */
+		if (when != RS_BELL_NEVER || b == 0)
+			ring |= 1u << b;
+	}
+	if (ring)
+		rs_bell_ring(ring & rs_bell_made());
+	return slept;
+}
+
 static uint32_t cpu_now(void)
 {
 	return (uint32_t)sched_getcpu() + 1;
+}
+
+/* ---- ring sizes ---- */
+
+static int tiers(const struct rs_chan *c)
+{
+	return c->remote ? 1 : RS_TIERS;
+}
+
+static size_t size_of(const struct rs_chan *c, int tier)
+{
+	return __builtin_expect(c->remote != NULL, 0) ? RS_REMOTE_RING : TIER_SIZE(tier);
+}
+
+/* The most that can be on its way to a reader. */
+static size_t all_tiers(const struct rs_chan *c)
+{
+	return c->remote ? RS_REMOTE_RING : TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2);
 }
 
 /* ---- sending ---- */
@@ -176,6 +241,11 @@ void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
 	c->tx_tier = 0;
 	c->tx_prev = 0;
 	c->tx_small = 0;
+	if (c->remote) {
+		c->posted = n;
+		__atomic_store_n(&c->peer->head, n, __ATOMIC_RELAXED);
+		return;
+	}
 	__atomic_store_n(&c->peer->fin, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&c->peer->seg, n << 2, __ATOMIC_RELEASE);
 	__atomic_store_n(&c->peer->tail, n, __ATOMIC_RELEASE);
@@ -207,7 +277,7 @@ static uint64_t limit(const struct rs_chan *c)
 static size_t room(const struct rs_chan *c)
 {
 	uint64_t from = c->tx_head > c->tx_start ? c->tx_head : c->tx_start;
-	size_t free = TIER_SIZE(c->tx_tier) - (size_t)(c->tail - from);
+	size_t free = size_of(c, c->tx_tier) - (size_t)(c->tail - from);
 	uint64_t max = limit(c), used = c->tail - c->tx_head;
 
 	if (__builtin_expect(max != 0, 0) && free > (used < max ? max - used : 0))
@@ -249,21 +319,25 @@ size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
 {
 	size_t n = room(c);
 
-	if (n < TIER_SIZE(c->tx_tier) / 2) {
+	if (n < size_of(c, c->tx_tier) / 2) {
 		rs_chan_tx_head(c);
 		n = room(c);
 	}
-	if (n == 0 && c->tx_tier + 1 < RS_TIERS && may_switch(c) && !at_limit(c)) {
+	if (n == 0 && c->remote && rs_remote_progress(c->remote)) {
+		rs_chan_tx_head(c);
+		n = room(c);
+	}
+	if (n == 0 && c->tx_tier + 1 < tiers(c) && may_switch(c) && !at_limit(c)) {
 		/* A reader that is slow gets a larger ring; one that stands still, the largest. */
-		if (grow && c->tx_head - c->tx_start < TIER_SIZE(c->tx_tier))
-			switch_tier(c, RS_TIERS - 1);
+		if (grow && c->tx_head - c->tx_start < size_of(c, c->tx_tier))
+			switch_tier(c, (uint8_t)(tiers(c) - 1));
 		else if (grow || ++c->tx_full >= GROW_AFTER)
 			switch_tier(c, (uint8_t)(c->tx_tier + 1));
 		n = room(c);
-	} else if (c->tx_tier > 0 && n > TIER_SIZE(c->tx_tier) / 2) {
+	} else if (c->tx_tier > 0 && n > size_of(c, c->tx_tier) / 2) {
 		/* Back to a warmer ring once the large one is found empty often enough. */
 		if (rs_chan_tx_head(c) == c->tail &&
-		    ++c->tx_small >= (c->tx_tier == RS_TIERS - 1 ? 1 : SHRINK_AFTER) &&
+		    ++c->tx_small >= (c->tx_tier == tiers(c) - 1 ? 1 : SHRINK_AFTER) &&
 		    may_switch(c)) {
 			switch_tier(c, (uint8_t)(c->tx_tier - 1));
 			n = room(c);
@@ -296,15 +370,19 @@ static void copy_out(const uint8_t *ring, size_t size, uint64_t at, uint8_t *dst
 
 void rs_chan_tx_copy(struct rs_chan *c, uint64_t at, const void *buf, size_t len)
 {
-	copy_in(c->tx_ring[c->tx_tier], TIER_SIZE(c->tx_tier), at, buf, len);
+	copy_in(c->tx_ring[c->tx_tier], size_of(c, c->tx_tier), at, buf, len);
 }
 
 void rs_chan_tx_publish(struct rs_chan *c, uint64_t tail)
 {
-	uint32_t cpu = cpu_now();
-	uint32_t mask;
+	uint32_t cpu, mask;
 
 	c->tail = tail;
+	if (c->remote) {
+		rs_remote_post(c);
+		return;
+	}
+	cpu = cpu_now();
 	if (c->peer->tx_cpu != cpu)
 		__atomic_store_n(&c->peer->tx_cpu, cpu, __ATOMIC_RELAXED);
 	/* Publish, then look for waiters: sequentially consistent against their arm-and-look. */
@@ -323,17 +401,19 @@ void rs_chan_tx_fetch(const struct rs_chan *c, uint64_t from, void *buf, size_t 
 	if (from < c->tx_start) {
 		size_t n = c->tx_start - from < len ? (size_t)(c->tx_start - from) : len;
 
-		copy_out(c->tx_ring[c->tx_prev], TIER_SIZE(c->tx_prev), from, dst, n);
+		copy_out(c->tx_ring[c->tx_prev], size_of(c, c->tx_prev), from, dst, n);
 		from += n;
 		dst += n;
 		len -= n;
 	}
 	if (len)
-		copy_out(c->tx_ring[c->tx_tier], TIER_SIZE(c->tx_tier), from, dst, len);
+		copy_out(c->tx_ring[c->tx_tier], size_of(c, c->tx_tier), from, dst, len);
 }
 
 void rs_chan_tx_fin(struct rs_chan *c, uint64_t m)
 {
+	if (c->remote)
+		return; /* goes as a message */
 	__atomic_store_n(&c->peer->fin, m + 1, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&c->peer->rx_wait, __ATOMIC_SEQ_CST))
 		wake_futex(&c->peer->rx_wait);
@@ -348,9 +428,9 @@ bool rs_chan_tx_writable(struct rs_chan *c)
 	used = c->tail - rs_chan_tx_head(c);
 	if (max && used > max / 3 * 2)
 		return false;
-	if (c->tx_tier + 1 < RS_TIERS && may_switch(c))
+	if (c->tx_tier + 1 < tiers(c) && may_switch(c))
 		return true;
-	return room(c) > 0 && used <= TIER_SIZE(RS_TIERS - 1) / 3 * 2;
+	return room(c) > 0 && used <= size_of(c, tiers(c) - 1) / 3 * 2;
 }
 
 bool rs_chan_tx_room_now(const struct rs_chan *c)
@@ -367,6 +447,10 @@ void rs_chan_rx_begin(struct rs_chan *c, uint64_t n)
 	c->head = n;
 	c->rx_tier = 0;
 	__atomic_store_n(&c->mine->head, n, __ATOMIC_RELEASE);
+	if (c->remote) {
+		c->told = n;
+		__atomic_store_n(&c->mine->tail, n, __ATOMIC_RELEASE);
+	}
 }
 
 /* The tier that holds the byte at the head, and how far that tier goes. */
@@ -376,9 +460,11 @@ static uint64_t rx_limit(struct rs_chan *c, uint64_t tail)
 	uint64_t start = seg >> 2;
 	uint8_t tier = seg & 3;
 
+	if (c->remote)
+		return tail;
 	if (c->head < start)
 		return start < tail ? start : tail;
-	if (tier >= RS_TIERS) {
+	if (tier >= tiers(c)) {
 		c->rx_bad = true;
 		return c->head;
 	}
@@ -390,7 +476,9 @@ uint64_t rs_chan_rx_tail(struct rs_chan *c)
 {
 	uint64_t tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
 
-	if (tail < c->head || tail - c->head > TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2)) {
+	if (c->remote && tail == c->head && rs_remote_progress(c->remote))
+		tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
+	if (tail < c->head || tail - c->head > all_tiers(c)) {
 		c->rx_bad = true;
 		return c->head;
 	}
@@ -401,7 +489,7 @@ uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off)
 {
 	uint64_t tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
 
-	if (tail < off || tail - off > TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2))
+	if (tail < off || tail - off > all_tiers(c))
 		return off;
 	return tail;
 }
@@ -422,7 +510,7 @@ void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len)
 		if (c->rx_bad || limit <= at)
 			break;
 		n = (size_t)(limit - at);
-		copy_out(c->rx_ring[c->rx_tier], TIER_SIZE(c->rx_tier), at, dst, n);
+		copy_out(c->rx_ring[c->rx_tier], size_of(c, c->rx_tier), at, dst, n);
 		at += n;
 		dst += n;
 	}
@@ -434,20 +522,24 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 {
 	struct rs_shm_slot *peer = c->peer;
 	uint32_t mask, wait;
-	uint64_t tier;
+	uint8_t tier;
 
 	c->head = head;
 	/* Before the head is out the sender cannot replace `seg`: note which tier we are in. */
 	rx_limit(c, head);
 	__atomic_store_n(&c->mine->head, head, __ATOMIC_SEQ_CST);
+	if (c->remote) {
+		rs_remote_credit(c);
+		return;
+	}
 	mask = __atomic_load_n(&peer->tx_mask, __ATOMIC_SEQ_CST);
 	wait = __atomic_load_n(&peer->tx_wait, __ATOMIC_SEQ_CST);
 	if (!(mask | wait))
 		return;
 	/* As the kernel: a waiting sender runs when a third is free. */
-	tier = __atomic_load_n(&c->mine->seg, __ATOMIC_RELAXED) & 3;
-	if (tier < RS_TIERS &&
-	    __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head > TIER_SIZE(tier) / 3 * 2)
+	tier = (uint8_t)(__atomic_load_n(&c->mine->seg, __ATOMIC_RELAXED) & 3);
+	if (tier < tiers(c) &&
+	    __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head > size_of(c, tier) / 3 * 2)
 		return;
 	if (wait)
 		wake_futex(&peer->tx_wait);

@@ -73,11 +73,14 @@ struct rs_shm_head {
 	struct rs_shm_slot slot[RS_SHM_SLOTS];
 };
 
+struct rs_remote;
+
 /* One end of a link. Filled in by the control thread; read by all. */
 struct rs_shm_link {
 	struct rs_shm_head *mine[RS_SHM_SEGMENTS];
 	struct rs_shm_head *peer[RS_SHM_SEGMENTS];
 	uint32_t nmine, npeer;
+	struct rs_remote *remote; /* over RDMA: `mine` is private memory, `peer` unused (remote.h) */
 	int bell_fd[RS_BELLS]; /* the peer's eventfds, -1 where not yet known */
 };
 
@@ -104,8 +107,16 @@ struct rs_chan {
 	bool tx_first; /* no switch since the epoch began */
 	uint64_t tx_head; /* the peer's head as last read */
 	uint64_t tx_start; /* offset of the last switch */
-	uint32_t
-		tx_limit; /* the most that the program wants to have under way (SO_SNDBUF); 0: any */
+	uint32_t tx_limit; /* the most the program wants to have under way (SO_SNDBUF); 0: any */
+	/* over RDMA, else NULL; the rest is under the connection's lock */
+	struct rs_remote *remote;
+	uint32_t id, peer_id; /* our slot number, the peer's */
+	uint32_t lkey, peer_key;
+	uint64_t peer_block; /* address of the stream's memory over there */
+	uint64_t posted; /* on its way to the peer up to here */
+	uint64_t told; /* the head that the peer was told last */
+	bool open; /* bytes may travel */
+	bool eager; /* tell the peer of every byte consumed: it waits to close */
 };
 
 /* Creates a sealed segment; returns its memfd (CLOEXEC) and mapping, or -errno. */
@@ -116,6 +127,13 @@ void rs_shm_unmap(struct rs_shm_head *head);
 
 /* Binds a channel to slot `id` of mine and `peer_id` of the peer's. false: no such segment. */
 bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id);
+/* Slots and bells in private memory, for links whose data come in otherwise. NULL: out of memory. */
+struct rs_shm_head *rs_shm_private(void);
+/*
+ * The link, instead of a peer process, moved data of slot `id`: wakes this process's own waiters, for
+ * bytes (`rx`) or for room. True: a thread sleeps in the slot.
+ */
+bool rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx);
 /* Makes a slot fresh for a new stream; only when the peer cannot write it any more. */
 void rs_slot_reset(struct rs_shm_slot *s);
 

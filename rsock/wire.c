@@ -180,11 +180,15 @@ size_t rs_msg_encode(const struct rs_msg *m, uint8_t out[RS_MSG_MAX])
 		put(&c, m->from, 4);
 		put_tuple(&c, &m->tuple);
 		put_mem(&c, m->secret, RS_HASH_LEN);
+		put(&c, m->block, 8);
+		put(&c, m->block_key, 4);
 		break;
 	case RS_MSG_CLAIM_OK:
 		put(&c, m->id, 4);
 		put(&c, m->from, 4);
 		put_mem(&c, m->secret, RS_HASH_LEN);
+		put(&c, m->block, 8);
+		put(&c, m->block_key, 4);
 		break;
 	case RS_MSG_CLAIM_NO:
 		put(&c, m->id, 4);
@@ -251,11 +255,15 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		m->from = (uint32_t)get(&c, 4);
 		get_tuple(&c, &m->tuple);
 		get_mem(&c, m->secret, RS_HASH_LEN);
+		m->block = get(&c, 8);
+		m->block_key = (uint32_t)get(&c, 4);
 		break;
 	case RS_MSG_CLAIM_OK:
 		m->id = (uint32_t)get(&c, 4);
 		m->from = (uint32_t)get(&c, 4);
 		get_mem(&c, m->secret, RS_HASH_LEN);
+		m->block = get(&c, 8);
+		m->block_key = (uint32_t)get(&c, 4);
 		break;
 	case RS_MSG_CLAIM_NO:
 		m->id = (uint32_t)get(&c, 4);

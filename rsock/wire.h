@@ -62,6 +62,7 @@ int rs_frame_decode(rs_mac_fn mac, const uint8_t key[RS_KEY_LEN], int dir,
 
 /* Feature bits of HELLO: unknown bits are ignored; both ends use the intersection. */
 #define RS_FEATURE_SHM 0x00000001u
+#define RS_FEATURE_RDMA 0x00000002u
 
 enum rs_msg_type {
 	RS_MSG_HELLO = 1, /* first message of each end of a link */
@@ -113,6 +114,8 @@ struct rs_msg {
 	/* CLAIM */
 	struct rs_tuple tuple;
 	uint8_t secret[RS_HASH_LEN]; /* CLAIM: hash of it; CLAIM_OK, REVEAL: itself */
+	uint64_t block; /* CLAIM, CLAIM_OK over RDMA: where the sender's memory for it is, */
+	uint32_t block_key; /* and its rkey; over shm 0 */
 	/* CLAIM_NO */
 	uint8_t code; /* enum rs_claim_no */
 	uint8_t reason; /* enum rs_reason */

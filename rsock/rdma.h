@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * rdma.h - what rsock needs of libibverbs and librdmacm: queue pairs, as a table of functions
+ *
+ * The functions are in an object of their own, librsock-rdma.so, which is loaded when the first
+ * connection could use it: a program that makes no such connection loads no RDMA library, and a
+ * machine that has none loses nothing else.
+ *
+ * A queue pair (reliable connected) carries messages (RS_MSG_MAX bytes at most) and RDMA writes in
+ * one order. CM calls and events are for one thread (the control thread). post_*, poll and arm of
+ * one queue pair need a lock of the caller. Errors are returned as -errno.
+ */
+#ifndef RSOCK_RDMA_H
+#define RSOCK_RDMA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#define RS_RDMA_ABI 1
+#define RS_RDMA_HELLO_MAX 56 /* private data of a CM request in RDMA_PS_TCP (rdma_connect(3)) */
+
+struct rs_qp;
+
+/* What the object needs of its host. */
+struct rs_rdma_host {
+	int (*hide)(int fd); /* to where the program does not look; the new number */
+};
+
+/* Registered memory; `mr` is the object's own. */
+struct rs_rdma_mem {
+	void *addr;
+	size_t len;
+	uint32_t lkey, rkey;
+	void *mr;
+};
+
+enum rs_rdma_what {
+	RS_RDMA_REQUEST, /* somebody connects: accept() or drop() */
+	RS_RDMA_UP,
+	RS_RDMA_DOWN, /* could not be connected (`error`), or is not connected any more */
+	RS_RDMA_NOTHING, /* look for the next one */
+};
+
+struct rs_rdma_event {
+	enum rs_rdma_what what;
+	struct rs_qp *qp;
+	int error; /* DOWN: ECONNREFUSED (nobody listens, or rejected), ETIMEDOUT, ENODEV ... */
+	struct sockaddr_storage local, peer; /* REQUEST */
+	uint8_t hello[RS_RDMA_HELLO_MAX]; /* REQUEST */
+	size_t hello_len;
+};
+
+enum rs_rdma_kind {
+	RS_RDMA_MSG, /* `bytes`, `len`: valid during the call */
+	RS_RDMA_DATA, /* `imm` of an RDMA write; what it and those before it wrote is there */
+	RS_RDMA_ROOM, /* the send queue has room again */
+	RS_RDMA_BROKEN, /* the queue pair is in error: nothing will come or go any more */
+};
+
+struct rs_rdma_done {
+	enum rs_rdma_kind kind;
+	uint32_t imm;
+	const uint8_t *bytes;
+	uint32_t len;
+};
+
+typedef void (*rs_rdma_done_fn)(void *arg, const struct rs_rdma_done *d);
+
+struct rs_rdma_ops {
+	uint32_t abi; /* RS_RDMA_ABI */
+
+	/* ---- connection management ---- */
+
+	/* Once. `*fd`: readable when next_event() has something. -ENODEV: no device. */
+	int (*open)(const struct rs_rdma_host *host, int *fd);
+	/* 1: an event; 0: none. */
+	int (*next_event)(struct rs_rdma_event *ev);
+	/* Listens on an RDMA port of all addresses; *l for unlisten(). */
+	int (*listen)(uint16_t port, void **l);
+	void (*unlisten)(void *l);
+	/* Begins to connect; UP or DOWN follows. NULL: not even that (*error). */
+	struct rs_qp *(*connect)(const struct sockaddr *from, const struct sockaddr *to,
+				 const void *hello, size_t len, int *error);
+	int (*accept)(struct rs_qp *qp);
+	/* Ends and frees it in any state; no event follows. */
+	void (*drop)(struct rs_qp *qp);
+	void (*set_user)(struct rs_qp *qp, void *user);
+	void *(*user)(struct rs_qp *qp);
+
+	/* ---- data, from UP (or accept()) on ---- */
+
+	/* Memory that the peer may write when `remote`. 0; -ENOMEM: also RLIMIT_MEMLOCK. */
+	int (*map)(struct rs_qp *qp, struct rs_rdma_mem *m, bool remote);
+	void (*unmap)(struct rs_rdma_mem *m);
+	/* -EAGAIN: the send queue is full, ROOM will come. */
+	int (*post_msg)(struct rs_qp *qp, const void *bytes, size_t len);
+	/* `imm` is delivered to the peer as DATA, unless it is UINT32_MAX. */
+	int (*post_write)(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey,
+			  uint64_t to, uint32_t rkey, uint32_t imm);
+	/* Takes what has completed, at most `max`; returns how many there were. */
+	int (*poll)(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg);
+	/* The descriptor that becomes readable once after arm(), when something completes. */
+	int (*fd)(struct rs_qp *qp);
+	/* Takes what made it readable / asks for it. After arm() poll once more. */
+	void (*disarm)(struct rs_qp *qp);
+	int (*arm)(struct rs_qp *qp);
+	/* "mlx5_0", for people. */
+	const char *(*device)(struct rs_qp *qp);
+};
+
+/* The only symbol of librsock-rdma.so. */
+extern const struct rs_rdma_ops rs_rdma_ops;
+
+#endif

@@ -1,0 +1,512 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "rsock/remote.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "rsock/bell.h"
+#include "rsock/sys.h"
+#include "rsock/wire.h"
+
+#define PAGE ((size_t)4096)
+#define BLOCK (PAGE + RS_REMOTE_RING)
+#define CUT ((uint32_t)64 << 10) /* so that streams take turns on the wire */
+#define LEN_BITS 18
+#define LEN_MASK ((1u << LEN_BITS) - 1)
+#define BATCH 16
+#define LEASE_MS 4
+
+_Static_assert(CUT <= LEN_MASK, "a length fits the immediate data");
+_Static_assert(RS_REMOTE_STREAMS <= 1u << (32 - LEN_BITS), "and a stream number beside it");
+_Static_assert(sizeof(struct rs_shm_slot) <= PAGE, "the words fit their page");
+
+struct rs_remote_msg {
+	struct rs_remote_msg *next;
+	size_t len;
+	uint8_t bytes[RS_MSG_MAX];
+};
+
+struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
+				struct rs_shm_link *link)
+{
+	struct rs_remote *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return NULL;
+	r->ops = ops;
+	r->qp = qp;
+	r->link = link;
+	r->in_tail = &r->in;
+	r->out_tail = &r->out;
+	r->armed = true; /* queue pairs begin so */
+	return r;
+}
+
+/* ---- memory ---- */
+
+static void give_back(struct rs_rdma_mem *m)
+{
+	if (m->addr)
+		rs_sys2(SYS_munmap, m->addr, m->len);
+	memset(m, 0, sizeof(*m));
+}
+
+/* Shared memory: a fork must not move what the device knows. */
+static int map(struct rs_remote *r, struct rs_rdma_mem *m, size_t len, bool remote)
+{
+	long p = rs_sys6(SYS_mmap, 0, (long)len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			 -1, 0);
+	int e;
+
+	if ((unsigned long)p > -4096UL)
+		return (int)p;
+	rs_sys3(SYS_madvise, p, len, MADV_DONTDUMP);
+	rs_sys3(SYS_madvise, p, len, MADV_DONTFORK);
+	m->addr = (void *)p;
+	m->len = len;
+	e = r->ops->map(r->qp, m, remote);
+	if (e != 0)
+		give_back(m);
+	return e;
+}
+
+static void drop_messages(struct rs_remote_msg **list, struct rs_remote_msg ***tail)
+{
+	while (*list) {
+		struct rs_remote_msg *m = *list;
+
+		*list = m->next;
+		free(m);
+	}
+	*tail = list;
+}
+
+void rs_remote_close(struct rs_remote *r)
+{
+	struct rs_qp *qp;
+
+	rs_lock(&r->lock);
+	qp = r->qp;
+	r->qp = NULL;
+	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
+	drop_messages(&r->in, &r->in_tail);
+	drop_messages(&r->out, &r->out_tail);
+	if (qp) {
+		for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
+			if (r->chunk[i].in.mr)
+				r->ops->unmap(&r->chunk[i].in);
+			if (r->chunk[i].out.mr)
+				r->ops->unmap(&r->chunk[i].out);
+			r->chunk[i].in.mr = NULL;
+			r->chunk[i].out.mr = NULL;
+		}
+		r->ops->drop(qp);
+	}
+	rs_unlock(&r->lock);
+}
+
+void rs_remote_free(struct rs_remote *r)
+{
+	for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
+		give_back(&r->chunk[i].in);
+		give_back(&r->chunk[i].out);
+	}
+	free(r);
+}
+
+int rs_remote_block(struct rs_remote *r, uint32_t id, struct rs_remote_block *b)
+{
+	struct rs_remote_chunk *c = &r->chunk[id / RS_REMOTE_CHUNK];
+	int e;
+
+	if (!r->qp)
+		return -EPIPE;
+	if (!c->out.addr) {
+		e = c->in.addr ? 0 : map(r, &c->in, RS_REMOTE_CHUNK * BLOCK, true);
+		if (e == 0)
+			e = map(r, &c->out, RS_REMOTE_CHUNK * RS_REMOTE_RING, false);
+		if (e != 0)
+			return e;
+	}
+	b->addr = (uintptr_t)c->in.addr + id % RS_REMOTE_CHUNK * BLOCK;
+	b->rkey = c->in.rkey;
+	return 0;
+}
+
+bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_t peer_id,
+		    const struct rs_remote_block *peer)
+{
+	struct rs_remote_chunk *k = &r->chunk[id / RS_REMOTE_CHUNK];
+	uint8_t *block = (uint8_t *)k->in.addr + id % RS_REMOTE_CHUNK * BLOCK;
+	struct rs_shm_link *l = r->link;
+
+	if (id / RS_SHM_SLOTS >= l->nmine || !k->out.addr || peer_id >= RS_REMOTE_STREAMS)
+		return false;
+	memset(c, 0, sizeof(*c));
+	c->link = l;
+	c->remote = r;
+	c->id = id;
+	c->peer_id = peer_id;
+	c->lkey = k->out.lkey;
+	c->peer_block = peer->addr;
+	c->peer_key = peer->rkey;
+	c->mine = &l->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
+	c->peer = (struct rs_shm_slot *)(void *)block;
+	memset(c->peer, 0, sizeof(*c->peer));
+	c->mine_bells = l->mine[id / RS_SHM_SLOTS]->bells;
+	c->rx_ring[0] = block + PAGE;
+	c->tx_ring[0] = (uint8_t *)k->out.addr + id % RS_REMOTE_CHUNK * RS_REMOTE_RING;
+	return true;
+}
+
+/* ---- completions ---- */
+
+static struct rs_remote_msg *message(const uint8_t *bytes, size_t len)
+{
+	struct rs_remote_msg *m = len <= RS_MSG_MAX ? malloc(sizeof(*m)) : NULL;
+
+	if (!m)
+		return NULL;
+	m->next = NULL;
+	m->len = len;
+	memcpy(m->bytes, bytes, len);
+	return m;
+}
+
+static void flush_messages(struct rs_remote *r)
+{
+	while (r->out && r->qp) {
+		struct rs_remote_msg *m = r->out;
+
+		if (r->ops->post_msg(r->qp, m->bytes, m->len) != 0)
+			return;
+		r->out = m->next;
+		if (!r->out)
+			r->out_tail = &r->out;
+		free(m);
+	}
+}
+
+static void broken(struct rs_remote *r)
+{
+	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
+	rs_bell_ring(1); /* the control thread buries it */
+}
+
+static void landed(struct rs_remote *r, uint32_t imm)
+{
+	uint32_t id = imm >> LEN_BITS, len = imm & LEN_MASK;
+	struct rs_shm_slot *s;
+
+	if (id / RS_SHM_SLOTS >= __atomic_load_n(&r->link->nmine, __ATOMIC_ACQUIRE)) {
+		broken(r);
+		return;
+	}
+	s = &r->link->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
+	/* Whether that is more than the ring holds, the reader checks. */
+	if (len)
+		__atomic_fetch_add(&s->tail, len, __ATOMIC_SEQ_CST);
+	/* Who is woken wants the lock next. */
+	if (r->wakes < RS_REMOTE_WAKES)
+		r->wake[r->wakes++] = id << 1 | (len != 0);
+	else
+		rs_shm_wake(r->link, id, len != 0);
+}
+
+static void done(void *arg, const struct rs_rdma_done *d)
+{
+	struct rs_remote *r = arg;
+	struct rs_remote_msg *m;
+
+	switch (d->kind) {
+	case RS_RDMA_DATA:
+		landed(r, d->imm);
+		break;
+	case RS_RDMA_MSG:
+		m = message(d->bytes, d->len);
+		if (!m) {
+			broken(r); /* a lost message could stop a stream for ever: leave all */
+			break;
+		}
+		*r->in_tail = m;
+		r->in_tail = &m->next;
+		rs_bell_ring(1);
+		break;
+	case RS_RDMA_ROOM:
+		flush_messages(r);
+		r->room = true;
+		rs_bell_ring(1);
+		break;
+	case RS_RDMA_BROKEN:
+		broken(r);
+		break;
+	}
+}
+
+/* Releases the lock; how many threads were woken out of a slot. */
+static uint32_t unlock(struct rs_remote *r)
+{
+	uint32_t wake[RS_REMOTE_WAKES], n = r->wakes, woken = 0;
+
+	memcpy(wake, r->wake, n * sizeof(*wake));
+	r->wakes = 0;
+	rs_unlock(&r->lock);
+	for (uint32_t i = 0; i < n; i++)
+		woken += rs_shm_wake(r->link, wake[i] >> 1, wake[i] & 1);
+	return woken;
+}
+
+static bool poll_all(struct rs_remote *r)
+{
+	bool any = false;
+
+	while (r->qp && r->ops->poll(r->qp, BATCH, done, r) > 0)
+		any = true;
+	return any;
+}
+
+bool rs_remote_progress(struct rs_remote *r)
+{
+	bool any;
+
+	if (rs_lock_mine(&r->lock) || !rs_trylock(&r->lock))
+		return true;
+	r->polled++;
+	any = poll_all(r);
+	unlock(r);
+	return any;
+}
+
+static void arm(struct rs_remote *r)
+{
+	__atomic_store_n(&r->lease, 0, __ATOMIC_RELAXED);
+	if (r->armed || !r->qp)
+		return;
+	r->armed = r->ops->arm(r->qp) == 0;
+	poll_all(r); /* what came before does not count */
+}
+
+void rs_remote_spin(struct rs_remote *r)
+{
+	__atomic_fetch_add(&r->spinning, 1, __ATOMIC_SEQ_CST);
+}
+
+bool rs_remote_unspin(struct rs_remote *r, uint64_t *due)
+{
+	uint64_t none = 0;
+
+	if (__atomic_sub_fetch(&r->spinning, 1, __ATOMIC_SEQ_CST) != 0 ||
+	    __atomic_load_n(&r->armed, __ATOMIC_RELAXED) ||
+	    __atomic_load_n(&r->lease, __ATOMIC_RELAXED))
+		return false;
+	*due = rs_now_ms() + LEASE_MS;
+	return __atomic_compare_exchange_n(&r->lease, &none, *due, false, __ATOMIC_SEQ_CST,
+					   __ATOMIC_RELAXED);
+}
+
+void rs_remote_arm(struct rs_remote *r)
+{
+	rs_lock(&r->lock);
+	arm(r);
+	unlock(r);
+}
+
+void rs_remote_rest(struct rs_remote *r)
+{
+	__atomic_fetch_add(&r->resting, 1, __ATOMIC_SEQ_CST);
+	rs_remote_arm(r);
+}
+
+static bool bell_asleep(const struct rs_remote *r)
+{
+	for (uint32_t b = 1; b < RS_BELLS; b++)
+		if (__atomic_load_n(&r->link->mine[0]->bells[b].asleep, __ATOMIC_SEQ_CST))
+			return true;
+	return false;
+}
+
+void rs_remote_awake(struct rs_remote *r)
+{
+	__atomic_fetch_sub(&r->resting, 1, __ATOMIC_SEQ_CST);
+}
+
+uint64_t rs_remote_event(struct rs_remote *r)
+{
+	uint64_t due = rs_now_ms() + LEASE_MS;
+	uint32_t woken;
+
+	rs_lock(&r->lock);
+	if (r->qp) {
+		r->ops->disarm(r->qp);
+		r->armed = false;
+		poll_all(r);
+	}
+	woken = unlock(r);
+	if (__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST))
+		return 0;
+	/* Whoever was woken will poll, or arm when it sleeps again. */
+	if (woken && __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) <= woken &&
+	    !bell_asleep(r)) {
+		__atomic_store_n(&r->lease, due, __ATOMIC_SEQ_CST);
+		return due;
+	}
+	rs_remote_arm(r);
+	return 0;
+}
+
+uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
+{
+	uint64_t lease = __atomic_load_n(&r->lease, __ATOMIC_RELAXED), due = 0;
+
+	if (!lease)
+		return 0;
+	if (now < lease)
+		return lease;
+	rs_lock(&r->lock);
+	if (r->polled == r->polled_then) {
+		arm(r);
+	} else {
+		due = now + LEASE_MS;
+		__atomic_store_n(&r->lease, due, __ATOMIC_RELAXED);
+	}
+	r->polled_then = r->polled;
+	unlock(r);
+	return due;
+}
+
+bool rs_remote_broken(const struct rs_remote *r)
+{
+	return __atomic_load_n(&r->broken, __ATOMIC_SEQ_CST);
+}
+
+/* ---- messages ---- */
+
+int rs_remote_send(struct rs_remote *r, const uint8_t *bytes, size_t len)
+{
+	int e = -EAGAIN;
+
+	rs_lock(&r->lock);
+	if (!r->qp || r->broken)
+		e = -EPIPE;
+	else if (!r->out)
+		e = r->ops->post_msg(r->qp, bytes, len);
+	if (e == -EAGAIN) {
+		struct rs_remote_msg *m = message(bytes, len);
+
+		e = m ? 0 : -ENOMEM;
+		if (m) {
+			*r->out_tail = m;
+			r->out_tail = &m->next;
+		}
+	}
+	if (e == -EPIPE && r->qp)
+		broken(r);
+	rs_unlock(&r->lock);
+	return e;
+}
+
+bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len)
+{
+	struct rs_remote_msg *m;
+
+	rs_lock(&r->lock);
+	m = r->in;
+	if (m) {
+		r->in = m->next;
+		if (!r->in)
+			r->in_tail = &r->in;
+	}
+	rs_unlock(&r->lock);
+	if (!m)
+		return false;
+	memcpy(bytes, m->bytes, m->len);
+	*len = m->len;
+	free(m);
+	return true;
+}
+
+/* ---- data ---- */
+
+static void stall(struct rs_remote *r, uint32_t id)
+{
+	r->stalled[id / 8] |= (uint8_t)(1u << id % 8);
+}
+
+void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg)
+{
+	uint8_t stalled[sizeof(r->stalled)];
+
+	rs_lock(&r->lock);
+	if (!r->room) {
+		rs_unlock(&r->lock);
+		return;
+	}
+	r->room = false;
+	memcpy(stalled, r->stalled, sizeof(stalled));
+	memset(r->stalled, 0, sizeof(r->stalled));
+	rs_unlock(&r->lock);
+	for (uint32_t i = 0; i < sizeof(stalled); i++)
+		for (uint32_t bit = 0; stalled[i] >> bit; bit++)
+			if (stalled[i] >> bit & 1)
+				each(arg, i * 8 + bit);
+}
+
+void rs_remote_post(struct rs_chan *c)
+{
+	struct rs_remote *r = c->remote;
+
+	if (!c->open || c->posted == c->tail)
+		return;
+	rs_lock(&r->lock);
+	while (c->posted < c->tail && r->qp) {
+		size_t pos = c->posted % RS_REMOTE_RING;
+		uint64_t left = c->tail - c->posted;
+		uint32_t n = left < CUT ? (uint32_t)left : CUT;
+		int e;
+
+		if (n > RS_REMOTE_RING - pos)
+			n = (uint32_t)(RS_REMOTE_RING - pos);
+		e = r->ops->post_write(r->qp, c->tx_ring[0] + pos, n, c->lkey,
+				       c->peer_block + PAGE + pos, c->peer_key,
+				       c->peer_id << LEN_BITS | n);
+		if (e == -EAGAIN)
+			stall(r, c->id);
+		else if (e != 0)
+			broken(r);
+		if (e != 0)
+			break;
+		c->posted += n;
+	}
+	rs_unlock(&r->lock);
+}
+
+void rs_remote_open(struct rs_chan *c, bool open)
+{
+	c->open = open;
+	if (open)
+		rs_remote_post(c);
+}
+
+void rs_remote_credit(struct rs_chan *c)
+{
+	struct rs_remote *r = c->remote;
+	uint64_t head = c->head;
+	int e;
+
+	if (head == c->told || (!c->eager && head - c->told < RS_REMOTE_RING / 4))
+		return;
+	rs_lock(&r->lock);
+	if (r->qp) {
+		e = r->ops->post_write(r->qp, &head, sizeof(head), 0,
+				       c->peer_block + offsetof(struct rs_shm_slot, head),
+				       c->peer_key, c->peer_id << LEN_BITS);
+		if (e == 0)
+			c->told = head;
+		else if (e == -EAGAIN)
+			stall(r, c->id);
+		else
+			broken(r);
+	}
+	rs_unlock(&r->lock);
+}

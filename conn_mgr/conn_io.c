@@ -183,6 +183,8 @@ again:
 			size_t k = ring_to_iov(c, iov, n, done, tail, flags & MSG_PEEK,
 					       flags & MSG_TRUNC);
 
+			if (c->ch.rx_bad)
+				goto again;
 			if (!(flags & MSG_PEEK)) {
 				rs_rx_ring(&c->sm, k);
 				if (c->row) {

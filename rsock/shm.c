@@ -230,16 +230,31 @@ static size_t all_tiers(const struct rs_chan *c)
 	return c->remote ? RS_REMOTE_RING : TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2);
 }
 
+/* ---- switches ---- */
+
+/* The tier that holds offset `at`, and where that part ends (UINT64_MAX: no later switch). */
+static uint8_t tier_at(const uint64_t *segs, uint32_t count, uint64_t at, uint64_t *upto)
+{
+	*upto = UINT64_MAX;
+	for (uint32_t i = 0; i < RS_SEGS && i < count; i++) {
+		uint64_t seg = __atomic_load_n(&segs[(count - 1 - i) % RS_SEGS], __ATOMIC_ACQUIRE);
+
+		if (seg >> 2 <= at)
+			return seg & 3;
+		*upto = seg >> 2;
+	}
+	return 0; /* where the epoch began */
+}
+
 /* ---- sending ---- */
 
 void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
 {
 	c->tail = n;
-	c->tx_first = true;
+	c->nseg = 0;
 	c->tx_head = n;
 	c->tx_start = n;
 	c->tx_tier = 0;
-	c->tx_prev = 0;
 	c->tx_small = 0;
 	if (c->remote) {
 		c->posted = n;
@@ -247,7 +262,7 @@ void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
 		return;
 	}
 	__atomic_store_n(&c->peer->fin, 0, __ATOMIC_RELAXED);
-	__atomic_store_n(&c->peer->seg, n << 2, __ATOMIC_RELEASE);
+	__atomic_store_n(&c->peer->nseg, 0, __ATOMIC_RELEASE);
 	__atomic_store_n(&c->peer->tail, n, __ATOMIC_RELEASE);
 }
 
@@ -293,26 +308,27 @@ static bool at_limit(const struct rs_chan *c)
 	return max && c->tail - c->tx_head >= max;
 }
 
-/*
- * A reader knows one switch at a time: the last one must have been passed, by a byte at least, or
- * nothing have been written since. The reader itself begins an epoch in tier 0.
- */
+/* The switch that would be overwritten is one that the reader needs no more. */
 static bool may_switch(const struct rs_chan *c)
 {
-	return c->tx_head > c->tx_start || c->tail == c->tx_start || c->tx_first;
+	return c->nseg < RS_SEGS || c->tail == c->tx_start ||
+	       c->tx_head >= c->seg[(c->nseg + 1) % RS_SEGS] >> 2;
 }
 
 static void switch_tier(struct rs_chan *c, uint8_t tier)
 {
-	if (c->tail != c->tx_start || c->tx_first) {
-		c->tx_prev = c->tx_tier;
-		c->tx_start = c->tail;
-	}
-	c->tx_first = false;
+	uint32_t n = c->nseg;
+
+	if (n && c->tail == c->tx_start)
+		n--; /* nothing was written since the last one: it never was */
+	c->seg[n % RS_SEGS] = c->tail << 2 | tier;
+	__atomic_store_n(&c->peer->seg[n % RS_SEGS], c->seg[n % RS_SEGS], __ATOMIC_RELEASE);
+	c->nseg = n + 1;
+	__atomic_store_n(&c->peer->nseg, c->nseg, __ATOMIC_RELEASE);
+	c->tx_start = c->tail;
 	c->tx_tier = tier;
 	c->tx_full = 0;
 	c->tx_small = 0;
-	__atomic_store_n(&c->peer->seg, c->tail << 2 | tier, __ATOMIC_RELEASE);
 }
 
 size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
@@ -398,16 +414,16 @@ void rs_chan_tx_fetch(const struct rs_chan *c, uint64_t from, void *buf, size_t 
 {
 	uint8_t *dst = buf;
 
-	if (from < c->tx_start) {
-		size_t n = c->tx_start - from < len ? (size_t)(c->tx_start - from) : len;
+	while (len) {
+		uint64_t upto;
+		uint8_t tier = tier_at(c->seg, c->nseg, from, &upto);
+		size_t n = upto - from < len ? (size_t)(upto - from) : len;
 
-		copy_out(c->tx_ring[c->tx_prev], size_of(c, c->tx_prev), from, dst, n);
+		copy_out(c->tx_ring[tier], size_of(c, tier), from, dst, n);
 		from += n;
 		dst += n;
 		len -= n;
 	}
-	if (len)
-		copy_out(c->tx_ring[c->tx_tier], size_of(c, c->tx_tier), from, dst, len);
 }
 
 void rs_chan_tx_fin(struct rs_chan *c, uint64_t m)
@@ -445,31 +461,11 @@ bool rs_chan_tx_room_now(const struct rs_chan *c)
 void rs_chan_rx_begin(struct rs_chan *c, uint64_t n)
 {
 	c->head = n;
-	c->rx_tier = 0;
 	__atomic_store_n(&c->mine->head, n, __ATOMIC_RELEASE);
 	if (c->remote) {
 		c->told = n;
 		__atomic_store_n(&c->mine->tail, n, __ATOMIC_RELEASE);
 	}
-}
-
-/* The tier that holds the byte at the head, and how far that tier goes. */
-static uint64_t rx_limit(struct rs_chan *c, uint64_t tail)
-{
-	uint64_t seg = __atomic_load_n(&c->mine->seg, __ATOMIC_ACQUIRE);
-	uint64_t start = seg >> 2;
-	uint8_t tier = seg & 3;
-
-	if (c->remote)
-		return tail;
-	if (c->head < start)
-		return start < tail ? start : tail;
-	if (tier >= tiers(c)) {
-		c->rx_bad = true;
-		return c->head;
-	}
-	c->rx_tier = tier;
-	return tail;
 }
 
 uint64_t rs_chan_rx_tail(struct rs_chan *c)
@@ -496,37 +492,34 @@ uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off)
 
 void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len)
 {
-	uint64_t saved = c->head, end = at + len;
-	uint8_t saved_tier = c->rx_tier;
+	uint32_t count = __atomic_load_n(&c->mine->nseg, __ATOMIC_ACQUIRE);
 	uint8_t *dst = buf;
 
-	/* Walk the (at most one) switch between `at` and the end without consuming. */
-	while (at < end) {
-		uint64_t limit;
-		size_t n;
+	while (len) {
+		uint64_t upto = UINT64_MAX;
+		uint8_t tier = c->remote ? 0 : tier_at(c->mine->seg, count, at, &upto);
+		size_t n = upto - at < len ? (size_t)(upto - at) : len;
 
-		c->head = at;
-		limit = rx_limit(c, end);
-		if (c->rx_bad || limit <= at)
-			break;
-		n = (size_t)(limit - at);
-		copy_out(c->rx_ring[c->rx_tier], size_of(c, c->rx_tier), at, dst, n);
+		/* As much as fits one ring, whatever the peer says. */
+		if (tier >= tiers(c) || n > size_of(c, tier)) {
+			c->rx_bad = true;
+			return;
+		}
+		copy_out(c->rx_ring[tier], size_of(c, tier), at, dst, n);
 		at += n;
 		dst += n;
+		len -= n;
 	}
-	c->head = saved;
-	c->rx_tier = saved_tier;
 }
 
 void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 {
 	struct rs_shm_slot *peer = c->peer;
 	uint32_t mask, wait;
+	uint64_t upto;
 	uint8_t tier;
 
 	c->head = head;
-	/* Before the head is out the sender cannot replace `seg`: note which tier we are in. */
-	rx_limit(c, head);
 	__atomic_store_n(&c->mine->head, head, __ATOMIC_SEQ_CST);
 	if (c->remote) {
 		rs_remote_credit(c);
@@ -537,7 +530,8 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 	if (!(mask | wait))
 		return;
 	/* As the kernel: a waiting sender runs when a third is free. */
-	tier = (uint8_t)(__atomic_load_n(&c->mine->seg, __ATOMIC_RELAXED) & 3);
+	tier = tier_at(c->mine->seg, __atomic_load_n(&c->mine->nseg, __ATOMIC_ACQUIRE), UINT64_MAX,
+		       &upto);
 	if (tier < tiers(c) &&
 	    __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head > size_of(c, tier) / 3 * 2)
 		return;

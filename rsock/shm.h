@@ -8,9 +8,10 @@
  * sends to me. The byte at stream offset o lives at o mod (ring size).
  *
  * Tiers: a sender starts in the smallest ring (warm in cache) and, when it is full, switches to a
- * larger one at the current offset; `seg` publishes (offset of the switch, tier). It switches again
- * only when the receiver has passed the last switch, so a reader needs to know one switch at a time.
- * The largest tier takes at least what the kernel's socket buffers would have taken.
+ * larger one at the current offset. `seg` lists the last RS_SEGS switches (offset, tier), `nseg` counts
+ * them. One is overwritten only when the reader has passed the one behind it, so a sender can always
+ * switch down to the smallest ring and, with nobody reading, up again to the largest: that takes at
+ * least what the kernel's socket buffers would have taken.
  *
  * Waking: whoever waits writes into its own slot how (a futex word for blocking calls, a mask of
  * bells for epoll and poll), then looks again; whoever moves data publishes, then reads that. A bell
@@ -32,6 +33,7 @@
 #define RS_SHM_MAGIC 0x314d48534b434f52ULL
 #define RS_SHM_SLOTS 256u
 #define RS_SHM_SEGMENTS 64u
+#define RS_SEGS 4u /* one that the reader is in, one down, two up */
 #define RS_BELLS 32u /* bell 0 belongs to the control thread */
 
 /* When the bell's eventfd is to be written. */
@@ -50,9 +52,10 @@ struct rs_shm_bell {
 struct rs_shm_slot {
 	/* written by the sender */
 	uint64_t tail __attribute__((aligned(64)));
-	uint64_t seg; /* offset of the last switch << 2 | tier */
+	uint64_t seg[RS_SEGS]; /* offset of the switch << 2 | tier; switch n is at n mod RS_SEGS */
 	uint64_t fin; /* final offset + 1; 0: not known */
 	uint32_t tx_cpu; /* CPU of the last sender + 1 */
+	uint32_t nseg; /* switches since the epoch began, in tier 0 */
 	/* written by the receiver */
 	uint64_t head __attribute__((aligned(64)));
 	uint32_t rx_limit; /* the most that its program wants to have waiting (SO_RCVBUF); 0: any */
@@ -97,16 +100,16 @@ struct rs_chan {
 	uint32_t peer_bit; /* our stream's slot number in the peer's segment */
 	/* receiving */
 	uint64_t head;
-	uint8_t rx_tier;
 	bool rx_bad; /* the peer published nonsense */
 	/* sending */
-	uint8_t tx_tier, tx_prev;
+	uint8_t tx_tier;
 	uint16_t tx_small; /* times the ring was found empty: shrink */
 	uint16_t tx_full; /* times it was found full: grow */
 	uint64_t tail;
-	bool tx_first; /* no switch since the epoch began */
+	uint32_t nseg; /* switches since the epoch began */
+	uint64_t seg[RS_SEGS]; /* as in the slot */
 	uint64_t tx_head; /* the peer's head as last read */
-	uint64_t tx_start; /* offset of the last switch */
+	uint64_t tx_start; /* offset of the last switch, or of the epoch's begin */
 	uint32_t tx_limit; /* the most the program wants to have under way (SO_SNDBUF); 0: any */
 	/* over RDMA, else NULL; the rest is under the connection's lock */
 	struct rs_remote *remote;

@@ -395,6 +395,35 @@ static void lying_head(void **state)
 	assert_true(right_bytes(1500, buf, 500));
 }
 
+/* Whatever was sent before, a reader that stands still is offered the largest ring. */
+static void grows_after_shrinking(void **state)
+{
+	(void)state;
+	begin(77);
+	for (int i = 0; i < 300; i++) {
+		size_t burst = next_random() % 4 ? 100 : (size_t)next_random() % 3000000, sent = 0;
+
+		while (sent < burst) {
+			size_t k = rs_chan_tx_room(&a, next_random() & 1);
+
+			k = k < burst - sent ? k : burst - sent;
+			if (!k)
+				break;
+			rs_chan_tx_publish(&a, a.tail + k);
+			sent += k;
+		}
+		if (i % 10 != 9) {
+			rs_chan_rx_consume(&b, rs_chan_rx_tail(&b));
+			continue;
+		}
+		/* Nobody reads: all that the largest ring takes can be sent. */
+		for (size_t k; (k = rs_chan_tx_room(&a, true)) != 0;)
+			rs_chan_tx_publish(&a, a.tail + k);
+		assert_true(a.tail - b.head >= (size_t)1 << 23);
+		rs_chan_rx_consume(&b, rs_chan_rx_tail(&b));
+	}
+}
+
 static void lying_tail(void **state)
 {
 	static const uint64_t tails[] = { 0, 999, 1000 + ((uint64_t)10 << 20), UINT64_MAX,
@@ -409,6 +438,14 @@ static void lying_tail(void **state)
 		assert_true(b.rx_bad);
 	}
 	b.rx_bad = false;
+}
+
+static void lie(uint64_t seg)
+{
+	uint32_t i = (uint32_t)next_random() % RS_SEGS;
+
+	b.mine->seg[i] = seg;
+	b.mine->nseg = next_random() & 1 ? i + 1 : (uint32_t)next_random();
 }
 
 /* Any tail, any switch: the receiver reads within its own ring (the sanitizers and guards tell). */
@@ -427,16 +464,16 @@ static void lying_switch(void **state)
 		b.mine->tail = n + next_random() % (most + 1);
 		switch (next_random() % 4) {
 		case 0:
-			b.mine->seg = next_random();
+			lie(next_random());
 			break;
 		case 1:
-			b.mine->seg = n << 2 | 3; /* no such tier */
+			lie(n << 2 | 3); /* no such tier */
 			break;
 		case 2:
-			b.mine->seg = (n + next_random() % most) << 2 | (next_random() & 3);
+			lie((n + next_random() % most) << 2 | (next_random() & 3));
 			break;
 		default:
-			b.mine->seg = (n - next_random() % 1000) << 2 | (next_random() & 3);
+			lie((n - next_random() % 1000) << 2 | (next_random() & 3));
 			break;
 		}
 		tail = rs_chan_rx_tail(&b);
@@ -453,7 +490,7 @@ static void lying_switch(void **state)
 			rs_chan_rx_consume(&b, n + at + piece);
 			at += piece;
 			if (next_random() % 8 == 0)
-				b.mine->seg = next_random();
+				lie(next_random());
 		}
 	}
 	b.rx_bad = false;
@@ -615,6 +652,7 @@ int main(void)
 		TEST(writable_after_two_thirds),
 		TEST(fin_hint),
 		TEST(lying_head),
+		TEST(grows_after_shrinking),
 		TEST(lying_tail),
 		TEST(lying_switch),
 		TEST(lying_receiver),

@@ -294,22 +294,25 @@ static void refuse_unless_bound(struct rs_link *l, struct rs_conn *c, uint32_t i
 		refuse_stream(l, c->peer_id);
 }
 
-/* It ended before it was worth a claim: what follows to the same port should know whom to expect. */
+static struct rs_link *link_to(const char *name, int *err);
+
+/*
+ * It ended before it was worth a claim: what follows to the same port should know whom to expect, and
+ * find the link made.
+ */
 static void learn_from_short(const struct rs_conn *c)
 {
 	static uint64_t next; /* ms */
 	uint64_t now = rs_now_ms();
 	char name[RS_NAME_LEN];
-	int sock;
+	int err = 0;
 
-	if (c->server || c->link || c->claim != RS_CLAIM_BACKOFF || c->claim_tries || now < next)
+	if (c->server || c->link || c->claim != RS_CLAIM_BACKOFF || c->claim_tries || now < next ||
+	    !c->tuple.server_port)
 		return;
 	next = now + PROBE_MS;
 	rs_rendezvous_name(c->tuple.server_port, 0, name);
-	sock = rs_rendezvous_connect(name);
-	if (sock >= 0)
-		rs_fd_close(sock);
-	else if (sock == -ECONNREFUSED)
+	if (!link_to(name, &err) && err == -ECONNREFUSED)
 		rs_rendezvous_refused(c->tuple.server_port, now);
 }
 

@@ -412,9 +412,10 @@ static bool same_host(int fd, const struct sockaddr *addr)
 static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr)
 {
 	uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
+	bool local = same_host(fd, addr);
 	int r;
 
-	if (!same_host(fd, addr)) {
+	if (!local) {
 		if (!rs_rdma_likely()) {
 			plain(c, RS_REASON_NO_DEVICE);
 			return;
@@ -429,7 +430,8 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 		return;
 	}
 	/* A connection that is over in a moment is not worth a claim. */
-	c->tuple.server_port = port;
+	if (local)
+		c->tuple.server_port = port;
 	c->claim_at = rs_now_ms() + CLAIM_AFTER_MS;
 	c->claim = RS_CLAIM_BACKOFF;
 	rs_control_add(c, c->claim_at);

@@ -20,6 +20,8 @@
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
+#define BUSY_MS 2
+
 static struct rs_lock pool_lock;
 static struct rs_conn *pool;
 
@@ -175,6 +177,10 @@ static void become_plain(struct rs_conn *c)
 	if (c->plain)
 		return;
 	unwatch_tcp(c);
+	/* An end before that would be a cut (rs_conn_recv() looks). */
+	if (c->bound && c->sm.rx_owed > c->sm.rx_off && !c->sm.rx_eof)
+		__atomic_store_n(&c->owed, c->krx + (c->sm.rx_owed - c->sm.rx_off),
+				 __ATOMIC_RELAXED);
 	if (c->rd_shut && !c->closed)
 		rs_sys2(SYS_shutdown, c->fd, SHUT_RD);
 	if (c->row) {
@@ -591,8 +597,12 @@ static bool counts_agree(struct rs_conn *c)
 
 static void try_enter(struct rs_conn *c, uint64_t now)
 {
-	if (!c->bound || c->busy || !rs_stream_can_enter(&c->sm))
+	if (!c->bound || !rs_stream_can_enter(&c->sm))
 		return;
+	if (c->busy) { /* a thread sleeps in the kernel's send: where it will end is not known */
+		c->retry_at = now + BUSY_MS;
+		return;
+	}
 	if (!counts_agree(c)) {
 		c->sm.refuse = true;
 		c->sm.why = RS_REASON_FOREIGN_IO;
@@ -888,8 +898,14 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	{
 		long held = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
 
-		if (held < 0)
-			goto out; /* no descriptor: the kernel closes now */
+		if (held < 0) {
+			/* No descriptor to read the peer's last words with: as a process that dies. */
+			rs_stream_violation(&c->sm);
+			rs_conn_settle(c);
+			if (c->bound)
+				detach(c);
+			goto out;
+		}
 		c->fd = rs_fd_hide((int)held);
 		c->held = true;
 		if (rs_control_watch_conn(c->fd, c) == 0)
@@ -945,6 +961,31 @@ void rs_conn_close_orphan(struct rs_conn *c)
 	rs_conn_close(c, fd);
 	rs_fd_close(fd);
 	rs_conn_put(c);
+}
+
+void rs_conn_abort(struct rs_conn *c)
+{
+	rs_lock(&c->lock);
+	if (!c->plain && !c->reset) {
+		rs_stream_violation(&c->sm);
+		rs_conn_settle(c);
+	}
+	rs_conn_unlock(c);
+}
+
+bool rs_conn_flush(struct rs_conn *c)
+{
+	bool flushing;
+
+	rs_lock(&c->lock);
+	if (c->bound && !c->plain && !c->reset && c->sm.tx == RS_TX_RAW && !c->sm.dead) {
+		rs_conn_flush_out(c);
+		rs_conn_settle(c);
+	}
+	flushing = c->bound && !c->plain && !c->reset && !c->sm.dead && c->sm.tx == RS_TX_RAW &&
+		   c->sm.tx_raw < c->sm.tx_off;
+	rs_conn_unlock(c);
+	return flushing;
 }
 
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms)

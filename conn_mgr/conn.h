@@ -85,6 +85,11 @@ struct rs_conn {
 	uint32_t bells; /* local bells of poll() sleepers */
 	uint32_t want_room; /* bells of those that wait for room */
 	uint64_t ktx, krx; /* bytes given to and taken from the kernel */
+	/*
+	 * Plain, but the peer still writes to TCP what it had accepted for the ring, up to this count
+	 * of bytes received: an earlier end is a cut. 0: nothing is owed.
+	 */
+	uint64_t owed;
 	struct rs_stats_row *row;
 	/* spinning, for the threads that wait on this connection */
 	uint32_t spin;
@@ -172,6 +177,10 @@ void rs_conn_close_orphan(struct rs_conn *c);
  * `wait_ms`). 0; -ETIMEDOUT: not yet. `consumed`: what was not consumed must be in the kernel again.
  */
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
+/* The stream cannot be had in order: RST. */
+void rs_conn_abort(struct rs_conn *c);
+/* Hands TCP what a leave still owes it, as far as it goes; true: there is more. */
+bool rs_conn_flush(struct rs_conn *c);
 /* The CPU on which the peer last sent + 1; 0: not known. */
 uint32_t rs_conn_peer_cpu(struct rs_conn *c);
 /* tx path | rx path << 4 (enum rs_path). Under the lock. */

@@ -4,12 +4,15 @@
  */
 #include <errno.h>
 #include <limits.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
 #include "conn_mgr/conn.h"
 #include "conn_mgr/conn_edge.h"
+#include "conn_mgr/real.h"
 #include "conn_mgr/wait.h"
 #include "rsock/sys.h"
 
@@ -94,9 +97,14 @@ again:
 		struct iovec part[16];
 		struct msghdr mh = { .msg_iov = part };
 		size_t left = want < limit ? want : (size_t)limit, skip = done;
+		bool as_is = done == 0 && want <= limit;
 		long r;
 
-		for (size_t i = 0; i < n && mh.msg_iovlen < 16 && left; i++) {
+		if (as_is) {
+			mh.msg_iov = (struct iovec *)(uintptr_t)iov;
+			mh.msg_iovlen = n;
+		}
+		for (size_t i = 0; i < n && mh.msg_iovlen < 16 && left && !as_is; i++) {
 			size_t k = iov[i].iov_len;
 
 			if (skip >= k) { /* received before, or empty */
@@ -266,6 +274,42 @@ static void keep_error(struct rs_conn *c, ssize_t r)
 	rs_unlock(&c->lock);
 }
 
+/*
+ * The peer left; should it die before all is with TCP, its kernel's FIN would look like the end of the
+ * stream. 0: what is owed has come; else -ECONNRESET for an end that comes too early, or 1.
+ */
+static int check_owed(struct rs_conn *c, int fd, bool eof)
+{
+	struct tcp_info ti = { 0 };
+	socklen_t len = sizeof(ti);
+	uint64_t owed = __atomic_load_n(&c->owed, __ATOMIC_RELAXED), got;
+
+	if (rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
+	    len < offsetof(struct tcp_info, tcpi_bytes_received) + 8)
+		return 0;
+	got = ti.tcpi_bytes_received - eof; /* FIN counts as a byte */
+	if (got < owed && !eof)
+		return 1;
+	__atomic_store_n(&c->owed, 0, __ATOMIC_RELAXED);
+	return got < owed ? -ECONNRESET : 0;
+}
+
+/* A receive of a plain connection to which something is owed. */
+static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+{
+	struct msghdr mh = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = n };
+	int saved = errno, e;
+	ssize_t r = rs_real.recvmsg(fd, &mh, flags);
+
+	if (r < 0)
+		r = -errno;
+	errno = saved;
+	if (r < 0 || !iov_bytes(iov, n))
+		return r;
+	e = check_owed(c, fd, r == 0);
+	return e < 0 ? e : r;
+}
+
 static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
@@ -287,6 +331,8 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			bool orphan = c->orphan;
 
 			rs_conn_unlock(c);
+			if (!done && __atomic_load_n(&c->owed, __ATOMIC_RELAXED))
+				return recv_owed(c, fd, iov, n, flags);
 			return done || orphan ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
 		}
 		r = recv_once(c, c->fd, iov, n, done, flags, &how, &eof);
@@ -337,9 +383,13 @@ ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 static ssize_t send_tcp(int fd, const struct iovec *iov, size_t n, size_t done, int flags)
 {
 	struct iovec part[16];
-	struct msghdr mh = { .msg_iov = part };
+	struct msghdr mh = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = n };
 
-	for (size_t i = 0; i < n && mh.msg_iovlen < 16; i++) {
+	if (done) { /* the rest of a call that sleeps in between: it comes back for more */
+		mh.msg_iov = part;
+		mh.msg_iovlen = 0;
+	}
+	for (size_t i = 0; mh.msg_iov == part && i < n && mh.msg_iovlen < 16; i++) {
 		if (done >= iov[i].iov_len) {
 			done -= iov[i].iov_len;
 			continue;

@@ -81,6 +81,7 @@
 	X(int, unshare, (int))                                                                   \
 	X(int, setns, (int, int))                                                                \
 	X(void, pthread_exit, (void *))                                                          \
+	X(void, _exit, (int))                                                                    \
 	X(int, vdprintf, (int, const char *, va_list))
 
 struct rs_real {

@@ -341,6 +341,18 @@ EXPORT int setns(int fd, int type)
 	return r;
 }
 
+/* ---- calls that only the kernel can do ---- */
+
+static int leave(int fd)
+{
+	int r = rs_process_leave_fd(fd, RS_REASON_CALL);
+
+	if (r == 0)
+		return 0;
+	errno = -r;
+	return -1;
+}
+
 /* ---- system calls by number ---- */
 
 /*
@@ -376,11 +388,15 @@ EXPORT long syscall(long n, ...)
 	case SYS_dup3:
 	case SYS_fcntl:
 	case SYS_ioctl:
-		rs_process_leave_fd((int)a[0], RS_REASON_CALL);
+		if (leave((int)a[0]) != 0)
+			return -1;
 		break;
 	case SYS_splice:
-		rs_process_leave_fd((int)a[0], RS_REASON_CALL);
-		rs_process_leave_fd((int)a[2], RS_REASON_CALL);
+		if (leave((int)a[0]) != 0 || leave((int)a[2]) != 0)
+			return -1;
+		break;
+	case SYS_exit_group:
+		rs_process_exits();
 		break;
 	case SYS_close:
 		return rsock_close((int)a[0]);
@@ -397,18 +413,32 @@ EXPORT long syscall(long n, ...)
 	return r;
 }
 
+EXPORT __attribute__((noreturn)) void _exit(int status)
+{
+	rs_process_exits();
+	rs_real._exit(status);
+	__builtin_unreachable();
+}
+
+EXPORT __attribute__((noreturn)) void _Exit(int status)
+{
+	_exit(status);
+}
+
 /* ---- stdio on a socket ---- */
 
 EXPORT int vdprintf(int fd, const char *format, va_list ap)
 {
-	rs_process_leave_fd(fd, RS_REASON_CALL);
+	if (leave(fd) != 0)
+		return -1;
 	return rs_real.vdprintf(fd, format, ap);
 }
 
 EXPORT int __vdprintf_chk(int fd, int flag, const char *format, va_list ap)
 {
 	(void)flag;
-	rs_process_leave_fd(fd, RS_REASON_CALL);
+	if (leave(fd) != 0)
+		return -1;
 	return rs_real.vdprintf(fd, format, ap);
 }
 

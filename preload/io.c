@@ -79,9 +79,8 @@ static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	ssize_t r;
 
 	pthread_testcancel();
-	if (flags & MSG_OOB)
-		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
 	if (flags & (MSG_OOB | MSG_ERRQUEUE)) {
+		/* Neither takes a byte of the stream, and who sends urgent data has left before. */
 		rs_conn_put(c);
 		return NOW_PLAIN;
 	}
@@ -96,9 +95,9 @@ static ssize_t conn_send(struct rs_conn *c, int fd, const struct iovec *iov, siz
 
 	pthread_testcancel();
 	if (flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) {
-		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
 		rs_conn_put(c);
-		return NOW_PLAIN;
+		r = rs_process_leave_fd(fd, RS_REASON_CALL);
+		return r < 0 ? r : NOW_PLAIN;
 	}
 	r = rs_conn_send(c, fd, iov, n, flags & SEND_FLAGS);
 	rs_conn_put(c);
@@ -310,12 +309,12 @@ ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int fl
 }
 
 /* Streams whose descriptors travel to another process go back to TCP first. */
-static void leave_passed(const struct msghdr *msg)
+static int leave_passed(const struct msghdr *msg)
 {
 	struct msghdr m = *msg;
 
 	if (!msg->msg_control || msg->msg_controllen < CMSG_LEN(sizeof(int)))
-		return;
+		return 0;
 	for (struct cmsghdr *cm = CMSG_FIRSTHDR(&m); cm; cm = CMSG_NXTHDR(&m, cm)) {
 		size_t count;
 
@@ -327,9 +326,11 @@ static void leave_passed(const struct msghdr *msg)
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(cm) + i * sizeof(int), sizeof(fd));
-			rs_process_leave_fd(fd, RS_REASON_PASSED);
+			if (rs_process_leave_fd(fd, RS_REASON_PASSED) != 0)
+				return -EAGAIN;
 		}
 	}
+	return 0;
 }
 
 ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
@@ -338,15 +339,11 @@ ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 
 	if (!usable_msg(msg))
 		return rs_real.sendmsg(fd, msg, flags);
-	if (msg->msg_controllen)
-		leave_passed(msg);
-	c = rs_file_conn(fd);
-	if (c && msg->msg_controllen) {
-		/* Per-message options: only the kernel knows them. */
-		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
-		rs_conn_put(c);
-		c = NULL;
-	}
+	/* Descriptors are passed; per-message options only the kernel knows. */
+	if (msg->msg_controllen &&
+	    (leave_passed(msg) != 0 || rs_process_leave_fd(fd, RS_REASON_CALL) != 0))
+		return result(-EAGAIN);
+	c = msg->msg_controllen ? NULL : rs_file_conn(fd);
 	if (c) {
 		ssize_t r = conn_send(c, fd, msg->msg_iov, msg->msg_iovlen, flags);
 
@@ -364,7 +361,8 @@ int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)
 	if (!c) {
 		for (i = 0; i < n && msgs; i++)
 			if (msgs[i].msg_hdr.msg_controllen)
-				leave_passed(&msgs[i].msg_hdr);
+				if (leave_passed(&msgs[i].msg_hdr) != 0)
+					return (int)result(-EAGAIN);
 		return rs_real.sendmmsg(fd, msgs, n, flags);
 	}
 	rs_conn_put(c);
@@ -391,8 +389,9 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 		return rs_real.sendfile(out, in, off, n);
 	at = off ? *off : (off_t)rs_sys3(SYS_lseek, in, 0, SEEK_CUR);
 	if (at < 0) {
-		rs_conn_leave(c, RS_REASON_CALL, true, 2000);
 		rs_conn_put(c);
+		if (rs_process_leave_fd(out, RS_REASON_CALL) != 0)
+			return result(-EAGAIN);
 		return rs_real.sendfile(out, in, off, n);
 	}
 	while (done < n) {
@@ -404,6 +403,8 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 		if (got <= 0) {
 			if (got < 0 && !done) {
 				rs_conn_put(c);
+				if (rs_process_leave_fd(out, RS_REASON_CALL) != 0)
+					return result(-EAGAIN);
 				return rs_real.sendfile(out, in, off, n); /* for its own errno */
 			}
 			break;
@@ -443,7 +444,8 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 ssize_t rsock_splice(int in, off_t *off_in, int out, off_t *off_out, size_t n, unsigned int flags)
 {
 	/* Pages cannot be moved through a ring: TCP does it. */
-	rs_process_leave_fd(in, RS_REASON_CALL);
-	rs_process_leave_fd(out, RS_REASON_CALL);
+	if (rs_process_leave_fd(in, RS_REASON_CALL) != 0 ||
+	    rs_process_leave_fd(out, RS_REASON_CALL) != 0)
+		return result(-EAGAIN);
 	return rs_real.splice(in, off_in, out, off_out, n, flags);
 }

@@ -17,7 +17,9 @@
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
-#define LEAVE_MS 2000 /* a peer that does not answer holds up fork or exec no longer than this */
+#define LEAVE_MS 2000 /* a peer that does not answer holds up fork no longer than this */
+#define EXEC_MS 10000 /* what exec loses cannot be had again */
+#define EXIT_MS 10000
 
 long rs_process_pid;
 const uint32_t *rs_alive;
@@ -31,8 +33,10 @@ static void start_leaving(int fd, uintptr_t word, void *arg)
 	if (rs_file_kind(word) != RS_KIND_CONN)
 		return;
 	c = rs_file_pointer(word);
-	if (!__atomic_load_n(&c->plain, __ATOMIC_RELAXED))
-		rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
+	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+		return;
+	rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
+	rs_conn_put(c);
 }
 
 static void finish_leaving(int fd, uintptr_t word, void *arg)
@@ -44,8 +48,10 @@ static void finish_leaving(int fd, uintptr_t word, void *arg)
 	if (rs_file_kind(word) != RS_KIND_CONN)
 		return;
 	c = rs_file_pointer(word);
-	if (!__atomic_load_n(&c->plain, __ATOMIC_RELAXED))
-		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
+	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+		return;
+	rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
+	rs_conn_put(c);
 }
 
 static void before_fork(void)
@@ -142,25 +148,41 @@ void rs_process_init(void)
 
 /* ---- exec ---- */
 
+struct inherit {
+	uint64_t end; /* ms */
+	bool wait;
+};
+
 static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 {
+	const struct inherit *in = arg;
+	uint64_t now = rs_now_ms();
+	struct rs_conn *c;
+	int r;
 	long fl;
 
 	if (rs_file_kind(word) != RS_KIND_CONN)
 		return;
 	fl = rs_sys2(SYS_fcntl, fd, F_GETFD);
-	if (fl < 0 || fl & FD_CLOEXEC)
+	c = rs_file_pointer(word);
+	if (fl < 0 || fl & FD_CLOEXEC || !rs_conn_get(c))
 		return;
-	rs_conn_leave(rs_file_pointer(word), RS_REASON_EXEC, true, *(uint32_t *)arg);
+	r = rs_conn_leave(c, RS_REASON_EXEC, true,
+			  in->wait && in->end > now ? (uint32_t)(in->end - now) : 0);
+	/* The new program must not take a part for the whole. */
+	if (in->wait && r != 0)
+		rs_conn_abort(c);
+	rs_conn_put(c);
 }
 
 void rs_process_before_exec(void)
 {
-	uint32_t ms = 0;
+	struct inherit in = { .end = rs_now_ms() + EXEC_MS };
 
-	rs_files_each(0, UINT32_MAX, leave_if_inherited, &ms);
-	ms = LEAVE_MS;
-	rs_files_each(0, UINT32_MAX, leave_if_inherited, &ms);
+	/* All at once first: the peers answer in parallel. */
+	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
+	in.wait = true;
+	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
 }
 
 void rs_process_before_spawn(void)
@@ -172,12 +194,68 @@ void rs_process_before_spawn(void)
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
 }
 
-void rs_process_leave_fd(int fd, enum rs_reason why)
+int rs_process_leave_fd(int fd, enum rs_reason why)
 {
 	struct rs_conn *c = rs_file_conn(fd);
+	long fl;
+	int r;
 
 	if (!c)
-		return;
-	rs_conn_leave(c, why, true, LEAVE_MS);
+		return 0;
+	/* As a write does when the peer takes nothing: wait, or say EAGAIN. */
+	do {
+		r = rs_conn_leave(c, why, true, LEAVE_MS);
+		fl = r == -ETIMEDOUT ? rs_sys2(SYS_fcntl, fd, F_GETFL) : 0;
+	} while (r == -ETIMEDOUT && fl >= 0 && !(fl & O_NONBLOCK));
 	rs_conn_put(c);
+	return r == -ETIMEDOUT ? -EAGAIN : 0;
+}
+
+/* ---- exit ---- */
+
+static void flush_open(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	if (rs_file_kind(word) == RS_KIND_CONN && rs_conn_flush(rs_file_pointer(word)))
+		*(bool *)arg = true;
+}
+
+static bool flush_all(void)
+{
+	bool more = false;
+
+	rs_files_each(0, UINT32_MAX, flush_open, &more);
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		more |= rs_conn_flush(c);
+	return more;
+}
+
+/*
+ * Bytes in a ring outlive the process. Those that a leave has yet to hand to TCP do not, although
+ * send() took them: the process stays until TCP has them, or tells the peer by RST.
+ */
+void rs_process_exits(void)
+{
+	uint64_t end = rs_now_ms() + EXIT_MS;
+
+	if (!rs_control_running() || rs_files_foreign() || rs_control_self())
+		return;
+	if (!rs_control_pause())
+		return;
+	while (flush_all()) {
+		struct timespec ts = { 0, 2000000 };
+
+		if (rs_now_ms() >= end) {
+			for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+				if (rs_conn_flush(c))
+					rs_conn_abort(c);
+			break;
+		}
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+	}
+}
+
+__attribute__((destructor)) static void at_exit(void)
+{
+	rs_process_exits();
 }

@@ -22,7 +22,12 @@ void rs_process_forked(void);
 void rs_process_before_exec(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */
 void rs_process_before_spawn(void);
-/* The stream behind `fd`, if any, becomes plain TCP now. */
-void rs_process_leave_fd(int fd, enum rs_reason why);
+/*
+ * The stream behind `fd`, if any, becomes plain TCP now. 0; -EAGAIN: it cannot yet, and the descriptor
+ * is non-blocking: the caller must not touch the kernel socket.
+ */
+int rs_process_leave_fd(int fd, enum rs_reason why);
+/* Before _exit(): hands TCP what would be lost. */
+void rs_process_exits(void);
 
 #endif

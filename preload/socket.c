@@ -140,7 +140,7 @@ int rsock_close_range(unsigned int first, unsigned int last, int flags)
 
 	if (first > last)
 		return fail(-EINVAL);
-	if (flags == 0 && !rs_files_foreign())
+	if (!(flags & (int)CLOSE_RANGE_CLOEXEC) && !rs_files_foreign())
 		rs_files_each(first, last, forget_each, NULL);
 	/* Around rsock's own descriptors. */
 	while (r == 0 && first <= last && first <= INT32_MAX &&

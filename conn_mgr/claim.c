@@ -554,9 +554,9 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 	if (r != 0) {
 		if (mine >= 0)
 			rs_sys1(SYS_close, mine);
-		give_up(c, r == -EMFILE	     ? RS_REASON_NO_FDS
+		give_up(c, r == -EMFILE	   ? RS_REASON_NO_FDS
 			   : l->shm.remote ? RS_REASON_MEMLOCK
-					     : RS_REASON_NO_MEMORY);
+					   : RS_REASON_NO_MEMORY);
 		return;
 	}
 	rs_sys3(SYS_getrandom, c->secret, sizeof(c->secret), 0);
@@ -616,8 +616,8 @@ void rs_peer_claim(struct rs_conn *c, uint64_t now)
 	l = remote ? rs_rdma_link(&c->tuple, &err) : link_to(name, &err);
 	if (!l && remote) {
 		give_up(c, err == -ECONNREFUSED ? RS_REASON_PEER_PLAIN
-			   : err == -ENODEV     ? RS_REASON_NO_DEVICE
-			   : err == -ENOMEM     ? RS_REASON_NO_MEMORY
+			   : err == -ENODEV	? RS_REASON_NO_DEVICE
+			   : err == -ENOMEM	? RS_REASON_NO_MEMORY
 						: RS_REASON_NO_ROUTE);
 		return;
 	}

@@ -14,6 +14,7 @@
 #include "conn_mgr/conn_edge.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
+#include "conn_mgr/wait.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
 #include "rsock/log.h"
@@ -798,6 +799,15 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 {
 	int r = 0;
 
+	if (rs_lock_mine(&c->lock)) {
+		/*
+		 * A handler that interrupted our own call. The kernel's FIN without a frame is what
+		 * the peer would see of a process that ends: all of the ring, then end of file.
+		 */
+		if (how != SHUT_WR)
+			c->rd_shut = true;
+		return how == SHUT_RD ? 0 : (int)rs_sys2(SYS_shutdown, fd, SHUT_WR);
+	}
 	rs_lock(&c->lock);
 	if (c->plain || !c->bound) {
 		/* A candidate's bytes are all with TCP: the kernel does it right. */
@@ -919,24 +929,26 @@ out:
 
 void rs_conn_fd_added(struct rs_conn *c)
 {
-	rs_lock(&c->lock);
-	c->nfds++;
-	rs_unlock(&c->lock);
+	__atomic_fetch_add(&c->nfds, 1, __ATOMIC_SEQ_CST);
 }
 
 enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 {
 	enum rs_conn_left left = RS_FDS_REMAIN;
+	bool handler = rs_lock_mine(&c->lock); /* it interrupted one of our own calls */
 
-	rs_lock(&c->lock);
-	if (--c->nfds == 0) {
+	if (!handler)
+		rs_lock(&c->lock);
+	if (!handler)
+		rs_waiters_stale(c, __builtin_frame_address(0));
+	if (__atomic_sub_fetch(&c->nfds, 1, __ATOMIC_SEQ_CST) == 0) {
 		long own = -EBADF;
 
-		if (c->waiting && !c->reset)
+		if ((c->waiting || handler) && !c->reset)
 			own = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
 		left = own >= 0 && rs_conn_get(c) ? RS_FDS_IN_USE : RS_FDS_NONE;
 		if (left == RS_FDS_IN_USE) {
-			c->orphan = true;
+			__atomic_store_n(&c->orphan, true, __ATOMIC_RELAXED);
 			other = rs_fd_hide((int)own);
 		}
 	}
@@ -950,7 +962,8 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 		if (c->row)
 			c->row->fd = other;
 	}
-	rs_conn_unlock(c);
+	if (!handler)
+		rs_conn_unlock(c);
 	return left;
 }
 
@@ -993,6 +1006,8 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 	uint64_t end = rs_now_ms() + wait_ms;
 	int r = 0;
 
+	if (rs_lock_mine(&c->lock))
+		return -ETIMEDOUT; /* a handler that interrupted our own call */
 	rs_lock(&c->lock);
 	if (!c->plain && !c->bound) {
 		c->reason = (uint8_t)why;

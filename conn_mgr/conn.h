@@ -40,6 +40,19 @@ struct rs_watch {
 	void (*kernel)(struct rs_watch *w, struct rs_conn *c, bool speaks);
 };
 
+#define RS_WAITERS 8
+
+/*
+ * A call that waits. Known by thread and stack frame, for a signal handler may leave it by longjmp():
+ * then the thread is back further up, or has used the stack for something else.
+ */
+struct rs_waiting {
+	uint32_t tid; /* 0: free */
+	bool in_tcp, busy;
+	uintptr_t frame; /* address of its struct rs_waiter, */
+	uint64_t mark; /* which begins with this while the frame lives */
+};
+
 enum rs_claim {
 	RS_CLAIM_NONE, /* accepted: waits to be claimed; or nothing to do any more */
 	RS_CLAIM_CONNECTING, /* connect() in progress */
@@ -57,6 +70,7 @@ struct rs_conn {
 	bool closed; /* the application has closed its last descriptor */
 	bool managed; /* out of the kernel's epoll sets, watched by the control thread */
 	bool bound; /* `ch` is good */
+	bool orphan_closed;
 	bool orphan; /* as good as closed: the last call that waits closes it (`fd` is ours) */
 	bool held; /* `fd` is our own duplicate, kept after the program's close */
 	bool rd_shut; /* shutdown(SHUT_RD) */
@@ -81,6 +95,7 @@ struct rs_conn {
 	uint32_t news; /* grows when waiters must look again (futex word) */
 	uint32_t in_tcp; /* threads asleep in the kernel's recv; under the lock */
 	uint32_t waiting; /* calls that wait, or have waited; under the lock */
+	struct rs_waiting waiter[RS_WAITERS]; /* the first of them */
 	uint32_t sleepers; /* threads that wait for `news` */
 	uint32_t bells; /* local bells of poll() sleepers */
 	uint32_t want_room; /* bells of those that wait for room */

@@ -324,8 +324,7 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			return done ? (ssize_t)done : -EINTR; /* a handler inside our own call */
 		rs_lock(&c->lock);
 		if (w->in_tcp)
-			c->in_tcp--;
-		w->in_tcp = false;
+			rs_waiter_awake(w);
 		if (c->plain) {
 			int fd = c->orphan ? c->fd : w->fd;
 			bool orphan = c->orphan;
@@ -502,17 +501,15 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				 * Sleep in the kernel's own send, for its exact restart and
 				 * time-out rules. Nobody else may send, or enter, meanwhile.
 				 */
-				c->busy = 1;
-				w->busy = true;
 				rs_waiter_enter(w, false);
+				rs_waiter_busy(w, true);
 				rs_unlock(&c->lock);
 				w->partial = done != 0;
 				r = rs_wait_in_send(w, iov, n, done);
 				rs_lock(&c->lock);
 				if (r > 0)
 					sent_tcp(c, (size_t)r);
-				c->busy = 0;
-				w->busy = false;
+				rs_waiter_busy(w, false);
 				rs_conn_ring(c);
 				if (r < 0) {
 					rs_conn_unlock(c);

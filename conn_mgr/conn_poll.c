@@ -100,6 +100,8 @@ long rs_conn_readable(struct rs_conn *c)
 	uint64_t limit, tail;
 	long r = -EAGAIN;
 
+	if (rs_lock_mine(&c->lock))
+		return r;
 	rs_lock(&c->lock);
 	if (!c->plain && c->bound) {
 		enum rs_rx_plan plan;
@@ -121,6 +123,8 @@ long rs_conn_unsent(struct rs_conn *c)
 {
 	long r = -EAGAIN;
 
+	if (rs_lock_mine(&c->lock))
+		return r;
 	rs_lock(&c->lock);
 	if (!c->plain && c->bound && c->sm.tx != RS_TX_RAW) {
 		uint64_t flight = c->ch.tail - rs_chan_tx_head(&c->ch);
@@ -136,6 +140,8 @@ int rs_conn_take_error(struct rs_conn *c)
 {
 	int e;
 
+	if (rs_lock_mine(&c->lock))
+		return 0;
 	rs_lock(&c->lock);
 	if (!c->err && c->bound && !c->rst_told) {
 		uint64_t n;

@@ -913,6 +913,16 @@ void rs_peer_close_links(void)
 	}
 }
 
+void rs_links_inherit(void)
+{
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote; s++)
+			rs_shm_inherit(l->shm.mine[s]);
+		for (uint32_t s = 0; s < l->shm.npeer; s++)
+			rs_shm_inherit(l->shm.peer[s]);
+	}
+}
+
 void rs_peer_forget(void)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {

@@ -83,6 +83,9 @@ void rs_peer_close_links(void);
 /* In a forked child: close all; the next accept opens a rendezvous of its own. */
 void rs_peer_forget(void);
 
+/* The rings go with a fork that follows: the child is to hand over what is in them. */
+void rs_links_inherit(void);
+
 /* All links, for iteration from any thread: new ones are put in front, none is ever freed. */
 extern struct rs_link *rs_links;
 static inline bool rs_link_alive(const struct rs_link *l)

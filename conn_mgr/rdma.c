@@ -68,8 +68,7 @@ bool rs_rdma_known_plain(const uint8_t ip[16], uint16_t port)
 	bool known;
 
 	rs_lock(&plain_lock);
-	known = p->until && p->port == port && memcmp(p->ip, ip, 16) == 0 &&
-		rs_now_ms() < p->until;
+	known = p->until && p->port == port && memcmp(p->ip, ip, 16) == 0 && rs_now_ms() < p->until;
 	rs_unlock(&plain_lock);
 	return known;
 }
@@ -100,7 +99,8 @@ bool rs_rdma_likely(void)
 		return state == LOADED;
 	now = rs_now_ms();
 	if (now >= __atomic_load_n(&look_at, __ATOMIC_RELAXED)) {
-		__atomic_store_n(&likely, rs_sys3(SYS_faccessat, AT_FDCWD, DEVICE, R_OK | W_OK) == 0,
+		__atomic_store_n(&likely,
+				 rs_sys3(SYS_faccessat, AT_FDCWD, DEVICE, R_OK | W_OK) == 0,
 				 __ATOMIC_RELAXED);
 		__atomic_store_n(&look_at, now + LOOK_AGAIN_MS, __ATOMIC_RELAXED);
 	}
@@ -119,9 +119,9 @@ static void *load_library(void)
 
 	if (dladdr(&state, &info) && info.dli_fname) {
 		slash = strrchr(info.dli_fname, '/');
-		if (slash && snprintf(path, sizeof(path), "%.*s/" LIBRARY,
-				      (int)(slash - info.dli_fname),
-				      info.dli_fname) < (int)sizeof(path))
+		if (slash &&
+		    snprintf(path, sizeof(path), "%.*s/" LIBRARY, (int)(slash - info.dli_fname),
+			     info.dli_fname) < (int)sizeof(path))
 			h = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	}
 	return h ? h : dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);

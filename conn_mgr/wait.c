@@ -29,52 +29,145 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->busy = false;
 	w->sleeps = false;
 	w->rests = false;
-	w->closes = false;
+	w->slot = -1;
 	w->end = 0;
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
 }
 
+/* Stacks grow down: a call that was interrupted, and is not over, has its frame above ours, intact. */
+static bool interrupted(const struct rs_waiting *k, const void *frame)
+{
+	return k->frame > (uintptr_t)frame &&
+	       __atomic_load_n((const uint64_t *)k->frame, __ATOMIC_RELAXED) == k->mark;
+}
+
+void rs_waiters_stale(struct rs_conn *c, const void *frame)
+{
+	bool any = false;
+
+	for (size_t i = 0; c->waiting && i < RS_WAITERS; i++) {
+		struct rs_waiting *k = &c->waiter[i];
+
+		if (k->tid != rs_tid() || interrupted(k, frame))
+			continue;
+		c->in_tcp -= k->in_tcp;
+		if (k->busy)
+			c->busy = 0;
+		c->waiting--;
+		*k = (struct rs_waiting){ 0 };
+		any = true;
+	}
+	if (any)
+		rs_conn_ring(c); /* others may have stood back for it */
+}
+
+/* The record of this call, unless it was found stale, or never had one. */
+static struct rs_waiting *record(const struct rs_waiter *w)
+{
+	struct rs_waiting *k = &w->c->waiter[w->slot < 0 ? 0 : w->slot];
+
+	return w->slot >= 0 && k->tid == rs_tid() && k->frame == (uintptr_t)w ? k : NULL;
+}
+
+static bool counted(const struct rs_waiter *w)
+{
+	return w->waits && (w->slot < 0 || record(w));
+}
+
 void rs_waiter_enter(struct rs_waiter *w, bool in_tcp)
 {
-	if (!w->waits)
-		w->c->waiting++;
+	struct rs_conn *c = w->c;
+	struct rs_waiting *k;
+
+	if (!w->waits) {
+		rs_waiters_stale(c, w);
+		w->slot = -1;
+		for (int8_t i = 0; i < RS_WAITERS && w->slot < 0; i++)
+			if (!c->waiter[i].tid)
+				w->slot = i;
+		w->mark = rs_ticks() ^ (uintptr_t)c;
+		if (w->slot >= 0)
+			c->waiter[w->slot] = (struct rs_waiting){ .tid = rs_tid(),
+								  .frame = (uintptr_t)w,
+								  .mark = w->mark };
+		c->waiting++;
+	}
 	w->waits = true;
-	if (in_tcp)
-		w->c->in_tcp++;
-	w->in_tcp = in_tcp;
-	w->fd = w->c->fd; /* good as long as we are counted */
+	k = record(w);
+	if (in_tcp && counted(w)) {
+		c->in_tcp++;
+		w->in_tcp = true;
+		if (k)
+			k->in_tcp = true;
+	}
+	w->fd = c->fd; /* good as long as we are counted */
+}
+
+void rs_waiter_awake(struct rs_waiter *w)
+{
+	struct rs_waiting *k = record(w);
+
+	if (w->in_tcp && counted(w))
+		w->c->in_tcp--;
+	w->in_tcp = false;
+	if (k)
+		k->in_tcp = false;
+}
+
+void rs_waiter_busy(struct rs_waiter *w, bool busy)
+{
+	struct rs_waiting *k = record(w);
+
+	if (busy || (w->busy && counted(w)))
+		w->c->busy = busy;
+	w->busy = busy;
+	if (k)
+		k->busy = busy;
 }
 
 void rs_waiter_leave(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
+	struct rs_waiting *k;
 
-	if (w->in_tcp)
-		c->in_tcp--;
+	rs_waiter_awake(w);
 	if (w->busy)
-		c->busy = 0;
-	if (w->waits && --c->waiting == 0 && c->orphan)
-		w->closes = true;
-	w->in_tcp = w->busy = w->waits = false;
+		rs_waiter_busy(w, false);
+	k = record(w);
+	if (counted(w))
+		c->waiting--;
+	if (k)
+		*k = (struct rs_waiting){ 0 };
+	w->waits = false;
 }
 
 void rs_waiter_end(struct rs_waiter *w)
 {
+	struct rs_conn *c = w->c;
+	bool closes;
+
+	w->mark = 0;
+
 	if (w->waits | w->in_tcp | w->busy) {
 		bool stood_in = w->in_tcp || w->busy;
 
-		rs_lock(&w->c->lock);
+		rs_lock(&c->lock);
 		rs_waiter_leave(w);
 		/* What woke us may have been MARK, which nobody else has taken for our sake. */
-		if (stood_in && w->c->managed && !w->c->plain)
-			rs_conn_take_control(w->c);
+		if (stood_in && c->managed && !c->plain)
+			rs_conn_take_control(c);
 		if (stood_in)
-			rs_conn_ring(w->c);
-		rs_conn_unlock(w->c);
+			rs_conn_ring(c);
+		rs_conn_unlock(c);
 	}
-	if (w->closes)
-		rs_conn_close_orphan(w->c);
-	w->closes = false;
+	if (__builtin_expect(!__atomic_load_n(&c->orphan, __ATOMIC_RELAXED), 1))
+		return;
+	rs_lock(&c->lock);
+	closes = !c->waiting && !c->orphan_closed;
+	c->orphan_closed |= closes;
+	rs_unlock(&c->lock);
+	if (closes)
+		rs_conn_close_orphan(c);
 }
 
 /* The thread is cancelled in its sleep: the caller will not come back to do any of this. */

@@ -24,6 +24,7 @@ enum rs_wait {
 };
 
 struct rs_waiter {
+	uint64_t mark;
 	struct rs_conn *c;
 	int fd, flags, timeo; /* timeo: SO_RCVTIMEO or SO_SNDTIMEO */
 	int8_t blocks; /* -1: not asked yet */
@@ -33,11 +34,11 @@ struct rs_waiter {
 	uint32_t news; /* c->news when the last look began */
 	/* What the connection counts us among; undone at the end of the call or of the thread. */
 	bool waits; /* c->waiting */
+	int8_t slot; /* in c->waiter, -1: none was free */
 	bool in_tcp; /* c->in_tcp */
 	bool busy; /* c->busy */
 	bool sleeps; /* c->sleepers */
 	bool rests; /* the queue pair's sleepers */
-	bool closes; /* the last to leave a connection that was closed beside us */
 };
 
 void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo);
@@ -46,6 +47,11 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
  * connection outlives the close of its last descriptor, as a file does that a thread is busy with.
  */
 void rs_waiter_enter(struct rs_waiter *w, bool in_tcp);
+/* Under the lock: out of the kernel's recv / the kernel's send begins or has ended. */
+void rs_waiter_awake(struct rs_waiter *w);
+void rs_waiter_busy(struct rs_waiter *w, bool busy);
+/* Under the lock: what this thread left by longjmp() is over. `frame`: of the call that asks. */
+void rs_waiters_stale(struct rs_conn *c, const void *frame);
 void rs_waiter_leave(struct rs_waiter *w);
 /* At the end of a call, without the lock: does what remains of the above. */
 void rs_waiter_end(struct rs_waiter *w);

@@ -658,8 +658,7 @@ static bool any_news(const struct rs_epoll *ep)
 	if (__atomic_load_n(&ep->nready, __ATOMIC_RELAXED))
 		return true;
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
-		if (rs_link_alive(l) &&
-		    (!l->shm.remote || rs_remote_progress(l->shm.remote)) &&
+		if (rs_link_alive(l) && (!l->shm.remote || rs_remote_progress(l->shm.remote)) &&
 		    __atomic_load_n(&l->shm.mine[0]->bells[GET(ep->bell)].pending,
 				    __ATOMIC_RELAXED))
 			return true;

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "conn_mgr/control.h"
@@ -19,7 +20,7 @@
 
 #define LEAVE_MS 2000 /* a peer that does not answer holds up fork no longer than this */
 #define EXEC_MS 10000 /* what exec loses cannot be had again */
-#define EXIT_MS 10000
+#define LINGER_MS 60000
 
 long rs_process_pid;
 const uint32_t *rs_alive;
@@ -213,46 +214,120 @@ int rs_process_leave_fd(int fd, enum rs_reason why)
 
 /* ---- exit ---- */
 
+#define KEPT_MAX 64
+
+/* Connections for which a leave has bytes that TCP has not taken yet. */
+struct unflushed {
+	int fds[KEPT_MAX]; /* their descriptors */
+	unsigned int n; /* may be more than fit */
+};
+
+static void flush(struct rs_conn *c, struct unflushed *u)
+{
+	if (!rs_conn_flush(c))
+		return;
+	if (u->n < KEPT_MAX)
+		u->fds[u->n] = c->fd;
+	u->n++;
+}
+
 static void flush_open(int fd, uintptr_t word, void *arg)
 {
 	(void)fd;
-	if (rs_file_kind(word) == RS_KIND_CONN && rs_conn_flush(rs_file_pointer(word)))
-		*(bool *)arg = true;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		flush(rs_file_pointer(word), arg);
 }
 
-static bool flush_all(void)
+/* Without a control thread, whose list it uses. */
+static bool flush_all(struct unflushed *u)
 {
-	bool more = false;
-
-	rs_files_each(0, UINT32_MAX, flush_open, &more);
+	u->n = 0;
+	rs_files_each(0, UINT32_MAX, flush_open, u);
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
-		more |= rs_conn_flush(c);
-	return more;
+		if (c->held)
+			flush(c, u);
+	return u->n != 0;
 }
 
-/*
- * Bytes in a ring outlive the process. Those that a leave has yet to hand to TCP do not, although
- * send() took them: the process stays until TCP has them, or tells the peer by RST.
- */
-void rs_process_exits(void)
+static int next_kept(const struct unflushed *u, int from)
 {
-	uint64_t end = rs_now_ms() + EXIT_MS;
+	int next = rs_fd_next_private(from);
 
-	if (!rs_control_running() || rs_files_foreign() || rs_control_self())
+	for (unsigned int i = 0; i < u->n; i++)
+		if (u->fds[i] >= from && (next < 0 || u->fds[i] < next))
+			next = u->fds[i];
+	return next;
+}
+
+/* What the program had open must not stay open: somebody may wait for its end of file. */
+static void close_others(const struct unflushed *u)
+{
+	int from = 0, kept;
+
+	if (u->n > KEPT_MAX)
 		return;
-	if (!rs_control_pause())
-		return;
-	while (flush_all()) {
+	while ((kept = next_kept(u, from)) >= 0) {
+		if (kept > from)
+			rs_sys3(SYS_close_range, from, kept - 1, 0);
+		from = kept + 1;
+	}
+	rs_sys3(SYS_close_range, from, INT32_MAX, 0);
+}
+
+/* The statistics did not come over the fork. */
+static void forget_row(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	(void)arg;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		((struct rs_conn *)rs_file_pointer(word))->row = NULL;
+}
+
+static void __attribute__((noreturn)) linger(struct unflushed *u)
+{
+	uint64_t end = rs_now_ms() + LINGER_MS;
+
+	rs_tid_cache = 0;
+	rs_sys0(SYS_setsid);
+	rs_sys1(SYS_chdir, "/");
+	close_others(u);
+	rs_files_each(0, UINT32_MAX, forget_row, NULL);
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		c->row = NULL;
+	while (flush_all(u)) {
 		struct timespec ts = { 0, 2000000 };
 
 		if (rs_now_ms() >= end) {
-			for (struct rs_conn *c = rs_control_conns; c; c = c->next)
-				if (rs_conn_flush(c))
-					rs_conn_abort(c);
+			for (unsigned int i = 0; i < u->n && i < KEPT_MAX; i++) {
+				const struct linger lin = { .l_onoff = 1, .l_linger = 0 };
+
+				/* Not all of it: the peer must not take it for the whole. */
+				rs_sys5(SYS_setsockopt, u->fds[i], SOL_SOCKET, SO_LINGER, &lin,
+					sizeof(lin));
+			}
 			break;
 		}
 		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
 	}
+	for (;;)
+		rs_sys1(SYS_exit_group, 0);
+}
+
+/*
+ * Bytes in a ring outlive the process. Those that a leave has yet to hand to TCP do not, although
+ * send() took them: a copy of the process stays behind for them, nobody's child, until TCP has them.
+ */
+void rs_process_exits(void)
+{
+	struct unflushed u;
+
+	if (!rs_control_running() || rs_files_foreign() || rs_control_self() || !rs_control_pause())
+		return;
+	if (!flush_all(&u))
+		return;
+	rs_links_inherit();
+	if (rs_sys6(SYS_clone, 0, 0, 0, 0, 0, 0) == 0)
+		linger(&u);
 }
 
 __attribute__((destructor)) static void at_exit(void)

@@ -82,7 +82,10 @@ static void forget(int fd, uintptr_t word)
 		break;
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
-		left = rs_conn_fd_closed(c, fd, c->nfds > 1 ? rs_files_other(fd, word) : -1);
+		left = rs_conn_fd_closed(c, fd,
+					 __atomic_load_n(&c->nfds, __ATOMIC_RELAXED) > 1
+						 ? rs_files_other(fd, word)
+						 : -1);
 		if (left == RS_FDS_NONE)
 			rs_conn_close(c, fd);
 		if (left != RS_FDS_REMAIN)
@@ -260,9 +263,11 @@ static void buffers_changed(int fd)
 
 	if (!c)
 		return;
-	rs_lock(&c->lock);
-	rs_conn_buffers(c);
-	rs_unlock(&c->lock);
+	if (!rs_lock_mine(&c->lock)) {
+		rs_lock(&c->lock);
+		rs_conn_buffers(c);
+		rs_unlock(&c->lock);
+	}
 	rs_conn_put(c);
 }
 

@@ -346,8 +346,7 @@ uint64_t rs_remote_event(struct rs_remote *r)
 	if (__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST))
 		return 0;
 	/* Whoever was woken will poll, or arm when it sleeps again. */
-	if (woken && __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) <= woken &&
-	    !bell_asleep(r)) {
+	if (woken && __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) <= woken && !bell_asleep(r)) {
 		__atomic_store_n(&r->lease, due, __ATOMIC_SEQ_CST);
 		return due;
 	}

@@ -83,7 +83,8 @@ struct rs_shm_link {
 	struct rs_shm_head *mine[RS_SHM_SEGMENTS];
 	struct rs_shm_head *peer[RS_SHM_SEGMENTS];
 	uint32_t nmine, npeer;
-	struct rs_remote *remote; /* over RDMA: `mine` is private memory, `peer` unused (remote.h) */
+	struct rs_remote
+		*remote; /* over RDMA: `mine` is private memory, `peer` unused (remote.h) */
 	int bell_fd[RS_BELLS]; /* the peer's eventfds, -1 where not yet known */
 };
 
@@ -127,6 +128,8 @@ int rs_shm_create(struct rs_shm_head **head);
 /* Maps the peer's segment after checking seals, size and geometry. 0 or -errno. */
 int rs_shm_map(int memfd, struct rs_shm_head **head);
 void rs_shm_unmap(struct rs_shm_head *head);
+/* Forked children get the mapping, which they do not otherwise. */
+void rs_shm_inherit(struct rs_shm_head *head);
 
 /* Binds a channel to slot `id` of mine and `peer_id` of the peer's. false: no such segment. */
 bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id);

@@ -149,7 +149,7 @@ static int make(struct rs_qp *qp)
 	if (ibv_req_notify_cq(qp->cq, 0) != 0)
 		goto fail;
 	return 0;
-fail: {
+fail : {
 	int e = errno ? errno : EIO;
 
 	unmake(qp);

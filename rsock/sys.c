@@ -2,7 +2,13 @@
 #include "rsock/sys.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <string.h>
 #include <sys/resource.h>
+#include <sys/uio.h>
+
+#define ASIDE_STACK ((size_t)256 << 10)
 
 uint64_t rs_ticks_per_us(void)
 {
@@ -121,10 +127,100 @@ int rs_fd_hide(int fd)
 	return (int)high;
 }
 
+/* ---- descriptors of others ---- */
+
+void rs_fd_path(int fd, char out[32])
+{
+	static const char dir[] = "/proc/self/fd/";
+	size_t n = 0, at = sizeof(dir) - 1;
+	char digits[12];
+
+	memcpy(out, dir, at);
+	do
+		digits[n++] = (char)('0' + fd % 10);
+	while ((fd /= 10) != 0);
+	while (n)
+		out[at++] = digits[--n];
+	out[at] = '\0';
+}
+
+bool rs_fd_describe(int fd, char *out, size_t size)
+{
+	char path[32];
+	long r;
+
+	if (fd < 0)
+		return false;
+	rs_fd_path(fd, path);
+	r = rs_sys4(SYS_readlinkat, AT_FDCWD, path, out, size - 1);
+	if (r < 0)
+		return false;
+	out[r] = '\0';
+	return true;
+}
+
+bool rs_fd_is_eventfd(int fd)
+{
+	char what[32];
+
+	/* The path of a real file begins with a slash. */
+	return rs_fd_describe(fd, what, sizeof(what)) && strcmp(what, "anon_inode:[eventfd]") == 0;
+}
+
+static uint32_t asides;
+
+static void *close_aside(void *arg)
+{
+	rs_fd_close((int)(intptr_t)arg);
+	__atomic_fetch_sub(&asides, 1, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+void rs_fd_close_aside(int fd)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	int r;
+
+	__atomic_fetch_add(&asides, 1, __ATOMIC_SEQ_CST);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, ASIDE_STACK);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	r = pthread_create(&thread, &attr, close_aside, (void *)(intptr_t)fd);
+	pthread_attr_destroy(&attr);
+	if (r != 0)
+		close_aside((void *)(intptr_t)fd);
+}
+
+uint32_t rs_fd_asides(void)
+{
+	return __atomic_load_n(&asides, __ATOMIC_SEQ_CST);
+}
+
+static bool ready(int fd, short event)
+{
+	const struct timespec now = { 0, 0 };
+	struct pollfd p = { .fd = fd, .events = event };
+
+	return rs_sys5(SYS_ppoll, &p, 1, &now, NULL, 0) == 1 && (p.revents & event);
+}
+
 void rs_eventfd_ring(int fd)
 {
 	uint64_t one = 1;
 
-	if (fd >= 0)
+	/* A full one is readable: its owner is awake, or wants to sleep. */
+	if (fd >= 0 && ready(fd, POLLOUT))
 		rs_sys3(SYS_write, fd, &one, sizeof(one));
+}
+
+void rs_eventfd_clear(int fd)
+{
+	uint64_t count;
+	struct iovec iov = { &count, sizeof(count) };
+
+	/* Kernels before 5.8 do not know this for eventfds. */
+	if (fd >= 0 && rs_sys6(SYS_preadv2, fd, (long)&iov, 1, -1, -1, RWF_NOWAIT) == -EOPNOTSUPP &&
+	    ready(fd, POLLIN))
+		rs_sys3(SYS_read, fd, &count, sizeof(count));
 }

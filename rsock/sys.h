@@ -109,7 +109,29 @@ bool rs_fd_private(int fd);
 void rs_fd_close(int fd);
 /* The next private descriptor >= from, or -1. */
 int rs_fd_next_private(int from);
-/* Writes 1 to an eventfd. */
+/*
+ * What the kernel calls the file behind `fd` ("socket:[123]", "anon_inode:[eventfd]", a path), cut to
+ * `size` with its NUL; false: unknown. Asks nothing of the file itself, which may belong to a hostile
+ * file system.
+ */
+bool rs_fd_describe(int fd, char *out, size_t size);
+/* Fills in "/proc/self/fd/N". */
+void rs_fd_path(int fd, char out[32]);
+bool rs_fd_is_eventfd(int fd);
+/*
+ * Closes a descriptor that somebody else chose, in a thread of its own: the last close of a socket that
+ * lingers, or of a file of a hostile file system, may wait for as long as that somebody likes.
+ */
+void rs_fd_close_aside(int fd);
+/* How many such closes are going on. */
+uint32_t rs_fd_asides(void);
+/*
+ * Write 1 to an eventfd that other processes have too, or empty it. They can clear O_NONBLOCK, fill it
+ * and empty it at any time: neither call waits for them. (A write has no flag that says so: it is
+ * skipped when the eventfd is full. That its owner fills it in between must not be worth anything to
+ * the owner, see docs/protocol.md.)
+ */
 void rs_eventfd_ring(int fd);
+void rs_eventfd_clear(int fd);
 
 #endif

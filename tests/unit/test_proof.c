@@ -180,6 +180,13 @@ static void wrong_handles(void **state)
 	assert_int_equal(rs_proof_handle_inode(pipes[0]), 0);
 	assert_int_equal(rs_proof_handle_inode(-1), 0);
 	assert_true(rs_proof_handle(987654) < 0);
+	/* A file by the name that the kernel gives to sockets. */
+	assert_int_equal(chdir("/tmp"), 0);
+	h = open("socket:[12345]", O_CREAT | O_RDWR, 0600);
+	assert_true(h >= 0);
+	assert_int_equal(unlink("socket:[12345]"), 0);
+	assert_int_equal(rs_proof_handle_inode(h), 0);
+	close(h);
 	/* Another socket of mine, or my end of the same connection, is not the peer's end. */
 	connect_pair(&a, AF_INET);
 	a.server = accept(a.listener, NULL, NULL);

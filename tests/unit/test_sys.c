@@ -2,14 +2,18 @@
 /*
  * test_sys.c - private descriptors, direct system calls, clocks
  */
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include <cmocka.h>
@@ -117,6 +121,93 @@ static void eventfds(void **state)
 	close(fd);
 }
 
+/* Who has the eventfd too may do this to it at any time. */
+static void hostile_eventfds(void **state)
+{
+	const uint64_t full = UINT64_MAX - 1;
+	int fd = eventfd(0, EFD_NONBLOCK);
+	uint64_t count;
+
+	(void)state;
+	alarm(5);
+	assert_int_equal(fcntl(fd, F_SETFL, 0), 0);
+	rs_eventfd_clear(fd); /* an empty one */
+	assert_int_equal(write(fd, &full, sizeof(full)), sizeof(full));
+	rs_eventfd_ring(fd);
+	rs_eventfd_clear(fd);
+	rs_eventfd_ring(fd);
+	assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+	assert_int_equal(count, 1);
+	alarm(0);
+	close(fd);
+}
+
+static void only_eventfds(void **state)
+{
+	int fd = eventfd(0, EFD_SEMAPHORE), pipes[2], other;
+	char what[64], cut[8];
+
+	(void)state;
+	assert_true(rs_fd_is_eventfd(fd));
+	assert_true(rs_fd_describe(fd, what, sizeof(what)));
+	assert_string_equal(what, "anon_inode:[eventfd]");
+	assert_true(rs_fd_describe(fd, cut, sizeof(cut)));
+	assert_string_equal(cut, "anon_in");
+	close(fd);
+	assert_false(rs_fd_is_eventfd(fd));
+	assert_false(rs_fd_is_eventfd(-1));
+	assert_int_equal(pipe(pipes), 0);
+	assert_false(rs_fd_is_eventfd(pipes[1]));
+	other = epoll_create1(0);
+	assert_false(rs_fd_is_eventfd(other));
+	close(other);
+	other = socket(AF_UNIX, SOCK_STREAM, 0);
+	assert_false(rs_fd_is_eventfd(other));
+	close(other);
+	/* A file by that name. */
+	assert_true(chdir("/tmp") == 0);
+	other = open("anon_inode:[eventfd]", O_CREAT | O_RDWR, 0600);
+	assert_true(other >= 0);
+	assert_int_equal(unlink("anon_inode:[eventfd]"), 0);
+	assert_false(rs_fd_is_eventfd(other));
+	close(other);
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
+/* The last close of a socket that lingers waits for its peer. */
+static void close_aside(void **state)
+{
+	const struct linger lin = { 1, 60 };
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int l = socket(AF_INET, SOCK_STREAM, 0), c = socket(AF_INET, SOCK_STREAM, 0), s;
+	static const char zeros[65536];
+	socklen_t len = sizeof(sa);
+	uint64_t start;
+
+	(void)state;
+	assert_int_equal(bind(l, (struct sockaddr *)&sa, len), 0);
+	assert_int_equal(listen(l, 1), 0);
+	assert_int_equal(getsockname(l, (struct sockaddr *)&sa, &len), 0);
+	assert_int_equal(connect(c, (struct sockaddr *)&sa, len), 0);
+	s = accept(l, NULL, NULL);
+	assert_int_equal(setsockopt(c, SOL_SOCKET, SO_LINGER, &lin, sizeof(lin)), 0);
+	while (send(c, zeros, sizeof(zeros), MSG_DONTWAIT) > 0)
+		;
+	start = rs_now_ms();
+	rs_fd_close_aside(c);
+	assert_true(rs_now_ms() - start < 5000);
+	while (fcntl(c, F_GETFD) >= 0 && rs_now_ms() - start < 5000)
+		usleep(1000);
+	assert_int_equal(fcntl(c, F_GETFD), -1); /* the number is free, whatever else waits */
+	close(s); /* with unread bytes: RST */
+	close(l);
+	while (rs_fd_asides() && rs_now_ms() - start < 10000)
+		usleep(1000);
+	assert_int_equal(rs_fd_asides(), 0);
+}
+
 static void *wake(void *arg)
 {
 	uint32_t *word = arg;
@@ -166,6 +257,9 @@ int main(void)
 		cmocka_unit_test(no_room),
 		cmocka_unit_test(results_and_errno),
 		cmocka_unit_test(eventfds),
+		cmocka_unit_test(hostile_eventfds),
+		cmocka_unit_test(only_eventfds),
+		cmocka_unit_test(close_aside),
 		cmocka_unit_test(futexes),
 		cmocka_unit_test(clocks),
 	};

@@ -139,9 +139,12 @@ static uint32_t in_use(const struct rs_link *l)
 
 static void drop_segment(struct rs_shm_head *h, int fd)
 {
+	if (fd < 0) {
+		rs_shm_private_free(h);
+		return;
+	}
 	rs_shm_unmap(h);
-	if (fd >= 0)
-		rs_fd_close(fd);
+	rs_fd_close(fd);
 }
 
 static int add_segment(struct rs_link *l)

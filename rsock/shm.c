@@ -27,6 +27,54 @@ static const uint8_t tier_shift[RS_TIERS] = { 16, 20, 23 };
 #define SHRINK_AFTER 64 /* times found empty */
 #define GROW_AFTER 16 /* times found full */
 
+/*
+ * Both ends' segments take a lot of address space. Where the program has a limit on that, it is meant
+ * for the program: we take a tenth of what is left at most, for our segment and the peer's.
+ */
+static bool address_space_left(size_t need)
+{
+	char buf[32];
+	struct rlimit rl;
+	uint64_t pages = 0;
+	long fd, n;
+
+	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_AS, NULL, &rl) != 0 || rl.rlim_cur == RLIM_INFINITY)
+		return true;
+	fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/statm", O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	n = rs_sys3(SYS_read, fd, buf, sizeof(buf));
+	rs_sys1(SYS_close, fd);
+	for (long i = 0; i < n && buf[i] >= '0' && buf[i] <= '9'; i++)
+		pages = pages * 10 + (uint64_t)(buf[i] - '0');
+	return n > 0 && pages * 4096 < rl.rlim_cur && need <= (rl.rlim_cur - pages * 4096) / 10;
+}
+
+static int map_segment(int memfd, struct rs_shm_head **head)
+{
+	/*
+	 * A program that did mlockall(MCL_FUTURE) would get all of the segment populated and locked at
+	 * once. Nothing is populated that cannot be read.
+	 */
+	void *p = (void *)rs_sys6(SYS_mmap, 0, (long)SEGMENT_SIZE, PROT_NONE,
+				  MAP_SHARED | MAP_NORESERVE, memfd, 0);
+	long r;
+
+	if ((unsigned long)p > -4096UL)
+		return (int)(long)p;
+	rs_sys2(SYS_munlock, p, SEGMENT_SIZE);
+	r = rs_sys3(SYS_mprotect, p, SEGMENT_SIZE, PROT_READ | PROT_WRITE);
+	if (r != 0) {
+		rs_sys2(SYS_munmap, p, SEGMENT_SIZE);
+		return (int)r;
+	}
+	rs_sys3(SYS_madvise, p, SEGMENT_SIZE, MADV_DONTDUMP);
+	/* A forked child has no business in the rings: the parent stays their owner. */
+	rs_sys3(SYS_madvise, p, SEGMENT_SIZE, MADV_DONTFORK);
+	*head = p;
+	return 0;
+}
+
 int rs_shm_create(struct rs_shm_head **head)
 {
 	struct rlimit rl;
@@ -36,6 +84,8 @@ int rs_shm_create(struct rs_shm_head **head)
 	/* ftruncate beyond the limit would kill the program by SIGXFSZ. */
 	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &rl) == 0 && rl.rlim_cur < SEGMENT_SIZE)
 		return -EFBIG;
+	if (!address_space_left(2 * SEGMENT_SIZE))
+		return -ENOMEM;
 	fd = rs_sys2(SYS_memfd_create, "rsock-slab", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return (int)fd;
@@ -44,9 +94,7 @@ int rs_shm_create(struct rs_shm_head **head)
 	if (r == 0)
 		r = rs_sys3(SYS_fcntl, fd, F_ADD_SEALS, SEALS);
 	if (r == 0)
-		r = rs_shm_map((int)fd, &h);
-	if (r == -EPROTO) /* no header yet */
-		r = 0;
+		r = map_segment((int)fd, &h);
 	if (r != 0) {
 		rs_fd_close((int)fd);
 		return (int)r;
@@ -60,38 +108,35 @@ int rs_shm_create(struct rs_shm_head **head)
 
 int rs_shm_map(int memfd, struct rs_shm_head **head)
 {
+	struct rs_shm_head *h;
 	struct stat st;
+	/* First of all: only a memfd has seals, and asks nobody for what follows. */
 	long seals = rs_sys2(SYS_fcntl, memfd, F_GET_SEALS);
-	void *p;
+	int r;
 
 	if (seals < 0 || (seals & SEALS) != SEALS)
 		return -EPERM;
 	if (rs_sys2(SYS_fstat, memfd, &st) != 0 || (uint64_t)st.st_size != SEGMENT_SIZE)
 		return -EPERM;
-	p = (void *)rs_sys6(SYS_mmap, 0, (long)SEGMENT_SIZE, PROT_READ | PROT_WRITE,
-			    MAP_SHARED | MAP_NORESERVE, memfd, 0);
-	if ((unsigned long)p > -4096UL)
-		return (int)(long)p;
-	rs_sys3(SYS_madvise, p, SEGMENT_SIZE, MADV_DONTDUMP);
-	/* A forked child has no business in the rings: the parent stays their owner. */
-	rs_sys3(SYS_madvise, p, SEGMENT_SIZE, MADV_DONTFORK);
-	*head = p;
-	if (__atomic_load_n(&(*head)->magic, __ATOMIC_ACQUIRE) == 0)
-		return -EPROTO;
-	if ((*head)->magic != RS_SHM_MAGIC || (*head)->slots != RS_SHM_SLOTS ||
-	    memcmp((*head)->tier_shift, tier_shift, sizeof(tier_shift)) != 0) {
-		rs_shm_unmap(*head);
-		*head = NULL;
+	if (!address_space_left(SEGMENT_SIZE))
+		return -ENOMEM;
+	r = map_segment(memfd, &h);
+	if (r != 0)
+		return r == -EACCES ? -EPERM : r;
+	if (__atomic_load_n(&h->magic, __ATOMIC_ACQUIRE) != RS_SHM_MAGIC ||
+	    h->slots != RS_SHM_SLOTS ||
+	    memcmp(h->tier_shift, tier_shift, sizeof(tier_shift)) != 0) {
+		rs_shm_unmap(h);
 		return -EPERM;
 	}
+	*head = h;
 	return 0;
 }
 
+/* What the head says is the peer's to change: a private one is told by who has made it. */
 void rs_shm_unmap(struct rs_shm_head *head)
 {
-	if (head && !head->magic) /* private */
-		rs_sys2(SYS_munmap, head, HEAD_SIZE);
-	else if (head)
+	if (head)
 		rs_sys2(SYS_munmap, head, SEGMENT_SIZE);
 }
 
@@ -110,6 +155,12 @@ struct rs_shm_head *rs_shm_private(void)
 		return NULL;
 	h->slots = RS_SHM_SLOTS;
 	return h;
+}
+
+void rs_shm_private_free(struct rs_shm_head *head)
+{
+	if (head)
+		rs_sys2(SYS_munmap, head, HEAD_SIZE);
 }
 
 static void rings(struct rs_shm_head *h, uint32_t slot, uint8_t *ring[RS_TIERS])

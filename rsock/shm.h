@@ -123,9 +123,15 @@ struct rs_chan {
 	bool eager; /* tell the peer of every byte consumed: it waits to close */
 };
 
-/* Creates a sealed segment; returns its memfd (CLOEXEC) and mapping, or -errno. */
+/*
+ * Creates a sealed segment; returns its memfd (CLOEXEC) and mapping, or -errno. -ENOMEM also when a
+ * limit on address space leaves no room for it and the peer's.
+ */
 int rs_shm_create(struct rs_shm_head **head);
-/* Maps the peer's segment after checking seals, size and geometry. 0 or -errno. */
+/*
+ * Maps the peer's segment after checking seals, size and geometry. 0; -EPERM: it is not a proper one;
+ * another -errno: there is no room for it.
+ */
 int rs_shm_map(int memfd, struct rs_shm_head **head);
 void rs_shm_unmap(struct rs_shm_head *head);
 /* Forked children get the mapping, which they do not otherwise. */
@@ -135,6 +141,7 @@ void rs_shm_inherit(struct rs_shm_head *head);
 bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id);
 /* Slots and bells in private memory, for links whose data come in otherwise. NULL: out of memory. */
 struct rs_shm_head *rs_shm_private(void);
+void rs_shm_private_free(struct rs_shm_head *head);
 /*
  * The link, instead of a peer process, moved data of slot `id`: wakes this process's own waiters, for
  * bytes (`rx`) or for room. True: a thread sleeps in the slot.

@@ -7,10 +7,13 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -206,6 +209,83 @@ static void hostile_segments(void **state)
 		munmap(h, sizeof(*h));
 		refused(fd);
 	}
+}
+
+static uint64_t status_kb(const char *name)
+{
+	FILE *f = fopen("/proc/self/status", "r");
+	uint64_t kb = 0;
+	char line[128];
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f))
+		if (strncmp(line, name, strlen(name)) == 0)
+			kb = strtoull(line + strlen(name), NULL, 10);
+	fclose(f);
+	return kb;
+}
+
+/* What the peer writes into a head does not decide how much is unmapped. */
+static void unmap_is_whole(void **state)
+{
+	uint64_t before = status_kb("VmSize:");
+	struct rs_shm_head *h;
+	int fd = rs_shm_create(&h);
+
+	(void)state;
+	assert_true(fd >= 0);
+	assert_true(status_kb("VmSize:") > before + 2000000);
+	h->magic = 0;
+	rs_shm_unmap(h);
+	assert_in_range(status_kb("VmSize:"), 0, before + 1000000);
+	refused(fd);
+	assert_in_range(status_kb("VmSize:"), 0, before + 1000000);
+}
+
+static void address_space(void **state)
+{
+	struct rlimit old, rl;
+	struct rs_shm_head *h;
+	int fd;
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
+	if (old.rlim_cur != RLIM_INFINITY)
+		return; /* somebody has limited the test itself (or a sanitizer, which needs more) */
+	rl = old;
+	rl.rlim_cur = status_kb("VmSize:") * 1024 + ((rlim_t)20 << 30);
+	assert_int_equal(setrlimit(RLIMIT_AS, &rl), 0);
+	assert_int_equal(rs_shm_create(&h), -ENOMEM);
+	assert_int_equal(rs_shm_map(left_fd, &h), -ENOMEM);
+	rl.rlim_cur = status_kb("VmSize:") * 1024 + ((rlim_t)200 << 30);
+	assert_int_equal(setrlimit(RLIMIT_AS, &rl), 0);
+	fd = rs_shm_create(&h);
+	assert_true(fd >= 0);
+	assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
+	rs_shm_unmap(h);
+	close(fd);
+}
+
+/* A program that locks what it maps does not get all of a slab locked, nor even populated. */
+static void locked_memory(void **state)
+{
+	uint64_t rss, locked;
+	struct rs_shm_head *h;
+	int fd;
+
+	(void)state;
+	if (mlockall(MCL_FUTURE) != 0)
+		return;
+	rss = status_kb("VmRSS:");
+	locked = status_kb("VmLck:");
+	fd = rs_shm_create(&h);
+	munlockall();
+	if (fd < 0)
+		return; /* RLIMIT_MEMLOCK: connections stay on TCP */
+	assert_in_range(status_kb("VmRSS:"), 0, rss + 100000);
+	assert_in_range(status_kb("VmLck:"), 0, locked + 100000);
+	rs_shm_unmap(h);
+	close(fd);
 }
 
 static void bind_checks_ids(void **state)
@@ -644,6 +724,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(sealed),
 		TEST(hostile_segments),
+		TEST(unmap_is_whole),
+		TEST(address_space),
+		TEST(locked_memory),
 		TEST(bind_checks_ids),
 		TEST(one_byte),
 		TEST(random_traffic),

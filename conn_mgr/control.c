@@ -105,7 +105,7 @@ int rs_control_watch_conn(int fd, struct rs_conn *c)
 	return (int)r;
 }
 
-static void take_added(void)
+void rs_control_take_added(void)
 {
 	struct rs_conn *c = __atomic_exchange_n(&added, NULL, __ATOMIC_ACQUIRE), *next;
 
@@ -229,8 +229,7 @@ static bool may_stop(void)
 
 	rs_lock(&lock);
 	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) &&
-	    rs_claim_expire(0) == UINT64_MAX && rs_peer_idle()) {
-		rs_peer_close_links();
+	    rs_claim_expire(0) == UINT64_MAX && rs_peer_idle() && rs_peer_close_links()) {
 		__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
 		stop = true;
@@ -261,7 +260,7 @@ static void *control_main(void *arg)
 		}
 		__atomic_store_n(&next_due, UINT64_MAX, __ATOMIC_SEQ_CST);
 		check_last_thread();
-		take_added();
+		rs_control_take_added();
 		due = look_at_all(now);
 		window = rs_claim_expire(now);
 		if (window < due)

@@ -33,6 +33,8 @@ void rs_control_kick(void);
 /* Puts a connection under the control thread's care, which takes a reference and looks at it at
  * `due` (ms; 0: soon). */
 void rs_control_add(struct rs_conn *c, uint64_t due);
+/* Connections that were added lately are in rs_control_conns from here on. Control thread only. */
+void rs_control_take_added(void);
 /* Something is due at `ms`. */
 void rs_control_due(uint64_t ms);
 

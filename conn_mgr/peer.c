@@ -468,6 +468,8 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 	for (uint32_t id = 0; id < l->slots; id++)
 		try_release(l, id);
 	rs_unlock(&l->lock);
+	/* One that was claimed a moment ago may be attached already. */
+	rs_control_take_added();
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
 		bool mine, bound;
 
@@ -904,16 +906,18 @@ bool rs_peer_idle(void)
 	return true;
 }
 
-void rs_peer_close_links(void)
+bool rs_peer_close_links(void)
 {
 	uint64_t now = rs_now_ms();
+	bool all = true;
 
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (!l->dead)
 			rs_link_kill(l, now);
-		if (l->died && !in_use(l))
-			reclaim(l);
+		/* rs_peer_timer() takes the memory away once nobody can be looking at it any more. */
+		all &= !l->died;
 	}
+	return all;
 }
 
 void rs_links_inherit(void)

@@ -79,7 +79,8 @@ void rs_peer_timer(uint64_t now);
 void rs_peer_scan_bells(void);
 /* No rendezvous and no stream: the control thread may end, after closing what is idle. */
 bool rs_peer_idle(void);
-void rs_peer_close_links(void);
+/* Closes all links. False: other threads may still look at their memory; call again. */
+bool rs_peer_close_links(void);
 /* In a forked child: close all; the next accept opens a rendezvous of its own. */
 void rs_peer_forget(void);
 

@@ -185,7 +185,7 @@ uint64_t rs_claim_expire(uint64_t now)
 		rs_unlock(&hash_lock);
 		if (due > now)
 			return due;
-		rs_conn_give_up(c, RS_REASON_PEER_PLAIN);
+		rs_conn_give_up(c, rs_peer_why_none());
 		rs_peer_unaccept(c);
 		rs_conn_put(c);
 	}

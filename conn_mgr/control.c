@@ -215,11 +215,9 @@ static void wait_and_dispatch(uint64_t due)
 
 static void bell_event(struct rs_source *s, uint32_t events)
 {
-	uint64_t count;
-
 	(void)s;
 	(void)events;
-	rs_sys3(SYS_read, rs_bell_fd(0), &count, sizeof(count));
+	rs_bell_clear(0);
 	rs_peer_scan_bells();
 }
 

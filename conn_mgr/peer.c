@@ -2,6 +2,7 @@
 #include "conn_mgr/peer.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -23,6 +24,12 @@
 #define HELLO_MS 5000 /* a peer that says nothing that long is given up */
 #define IDLE_MS 3000 /* a link without streams is closed by the end that opened it */
 #define RECLAIM_MS 10000 /* memory of a dead link outlives every harvester */
+#define PENDING_MAX 64u /* peers that have connected and not said HELLO: any local user can */
+#define IDLE_MAX 256u /* peers that have said HELLO, and have no stream to us */
+#define LINKS_MAX 4096u /* dead ones included, whose memory is still mapped */
+#define QUEUE_MAX 16384u /* messages for a peer that does not read them */
+#define OVERFLOW_UID 65534u /* of everybody whom our user namespace does not know */
+#define SCM_MAX_FD 253 /* the kernel's limit on the descriptors of one message */
 
 struct rs_queued {
 	struct rs_queued *next;
@@ -32,6 +39,9 @@ struct rs_queued {
 
 struct rs_link *rs_links;
 static struct rs_lock links_lock; /* additions to the list, bells_sent */
+static uint32_t nlinks; /* in the list */
+static uint32_t npending; /* accepted, without HELLO */
+static enum rs_reason why_none = RS_REASON_PEER_PLAIN;
 
 /* ---- messages out ---- */
 
@@ -80,9 +90,14 @@ int rs_link_send(struct rs_link *l, const struct rs_msg *m, const int *fds, size
 	if (!l->queue)
 		r = send_now(l, bytes, len, fds, nfds);
 	if (r == -EAGAIN && !nfds) {
-		struct rs_queued *q = malloc(sizeof(*q));
+		struct rs_queued *q = l->queued < QUEUE_MAX ? malloc(sizeof(*q)) : NULL;
 
-		if (q) {
+		if (!q) {
+			/* Its streams carry on over TCP. */
+			l->overflow = true;
+			rs_control_due(0);
+		} else {
+			l->queued++;
 			q->next = NULL;
 			q->len = len;
 			memcpy(q->bytes, bytes, len);
@@ -105,6 +120,7 @@ static void drain_queue(struct rs_link *l)
 		if (send_now(l, q->bytes, q->len, NULL, 0) == -EAGAIN)
 			break;
 		l->queue = q->next;
+		l->queued--;
 		free(q);
 	}
 	if (!l->queue) {
@@ -320,7 +336,7 @@ void rs_peer_bells(void)
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next) {
 		uint32_t todo;
 
-		if (!rs_link_alive(l) || l->shm.remote)
+		if (!rs_link_alive(l) || l->shm.remote || !l->trusted)
 			continue;
 		todo = made & ~__atomic_load_n(&l->bells_sent, __ATOMIC_RELAXED);
 		while (todo) {
@@ -428,21 +444,70 @@ static void look_at_remote(struct rs_link *l)
 		rs_link_failed(l, ECONNRESET);
 }
 
+static void scan_bells(struct rs_link *l)
+{
+	if (!rs_link_alive(l))
+		return;
+	rs_link_harvest(l, 0, ring_conn, NULL);
+	for (uint32_t b = 1; b < RS_BELLS; b++)
+		if (__atomic_load_n(&l->shm.mine[0]->bells[b].pending, __ATOMIC_SEQ_CST))
+			rs_bell_ring(1u << b & rs_bell_made());
+}
+
 void rs_peer_scan_bells(void)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (l->shm.remote && !l->dead)
 			look_at_remote(l);
-		if (!rs_link_alive(l))
-			continue;
-		rs_link_harvest(l, 0, ring_conn, NULL);
-		for (uint32_t b = 1; b < RS_BELLS; b++)
-			if (__atomic_load_n(&l->shm.mine[0]->bells[b].pending, __ATOMIC_SEQ_CST))
-				rs_bell_ring(1u << b & rs_bell_made());
+		scan_bells(l);
 	}
 }
 
 /* ---- links ---- */
+
+/*
+ * What a peer has left in a socket is closed with it, descriptors of any kind included. The socket is
+ * shut down: nothing more comes. Every message is from somebody (SO_PASSCRED), the end of file is not.
+ */
+static void close_socket(int fd)
+{
+	union {
+		struct cmsghdr align;
+		char buf[CMSG_SPACE(sizeof(struct ucred))];
+	} ctl;
+	struct msghdr mh = { .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
+
+	if (rs_sys3(SYS_recvmsg, fd, &mh, MSG_DONTWAIT | MSG_PEEK) == 0 && !mh.msg_controllen &&
+	    !(mh.msg_flags & MSG_CTRUNC))
+		rs_fd_close(fd);
+	else
+		rs_fd_close_aside(fd);
+}
+
+static void reclaim(struct rs_link *l)
+{
+	for (uint32_t s = 0; s < RS_SHM_SEGMENTS; s++) {
+		if (s < l->shm.nmine && l->shm.remote)
+			rs_shm_private_free(l->shm.mine[s]);
+		else if (s < l->shm.nmine)
+			rs_shm_unmap(l->shm.mine[s]);
+		if (s < l->shm.npeer)
+			rs_shm_unmap(l->shm.peer[s]);
+	}
+	for (uint32_t b = 0; b < RS_BELLS; b++)
+		if (l->shm.bell_fd[b] >= 0)
+			rs_fd_close(l->shm.bell_fd[b]);
+	if (l->ring_sock >= 0)
+		close_socket(l->ring_sock);
+	l->ring_sock = -1;
+	if (l->shm.remote)
+		rs_remote_free(l->shm.remote);
+	l->shm.remote = NULL;
+	l->shm.nmine = 0;
+	l->shm.npeer = 0;
+	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
+	l->died = 0;
+}
 
 void rs_link_kill(struct rs_link *l, uint64_t now)
 {
@@ -451,13 +516,21 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 	rs_log(RS_LOG_INFO, "link to %s is gone", l->name[0] ? l->name : "a client process");
 	if (l->sock >= 0)
 		rs_control_unwatch(l->sock);
+	if (!l->up && !l->initiator && !l->shm.remote)
+		npending--;
 	rs_lock(&l->lock);
 	__atomic_store_n(&l->dead, true, __ATOMIC_SEQ_CST);
-	if (l->shm.remote)
+	if (l->shm.remote) {
 		rs_remote_close(l->shm.remote);
-	else
-		rs_fd_close(l->sock);
+	} else {
+		/* Duplicates may outlive it, here and in a child that is being forked. */
+		rs_sys2(SYS_shutdown, l->sock, SHUT_RDWR);
+		close_socket(l->sock);
+		for (uint32_t s = 0; s < l->shm.nmine; s++)
+			rs_fd_close(l->mine_fd[s]);
+	}
 	l->sock = -1;
+	l->queued = 0;
 	while (l->queue) {
 		struct rs_queued *q = l->queue;
 
@@ -487,50 +560,53 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 			rs_claim_link_lost(c, now);
 		}
 	}
-}
-
-static void reclaim(struct rs_link *l)
-{
-	for (uint32_t s = 0; s < RS_SHM_SEGMENTS; s++) {
-		if (s < l->shm.nmine) {
-			drop_segment(l->shm.mine[s], l->mine_fd[s]);
-		}
-		if (s < l->shm.npeer)
-			rs_shm_unmap(l->shm.peer[s]);
-	}
-	for (uint32_t b = 0; b < RS_BELLS; b++)
-		if (l->shm.bell_fd[b] >= 0)
-			rs_fd_close(l->shm.bell_fd[b]);
-	if (l->shm.remote)
-		rs_remote_free(l->shm.remote);
-	l->shm.remote = NULL;
-	l->shm.nmine = 0;
-	l->shm.npeer = 0;
-	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
-	l->died = 0;
+	/* No other thread has ever looked at it. */
+	if (!l->up && !l->shm.remote)
+		reclaim(l);
 }
 
 static void hello(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_HELLO,
-			    .features = l->shm.remote ? RS_FEATURE_RDMA : RS_FEATURE_SHM,
+			    .features = l->shm.remote ? RS_FEATURE_RDMA
+						      : RS_FEATURE_SHM | RS_FEATURE_RING,
 			    .slots = RS_SHM_SLOTS };
-	int fds[2] = { l->mine_fd[0], rs_bell_fd(0) };
 
 	memcpy(m.process, rs_process_id(), sizeof(m.process));
 	if (l->shm.remote)
 		m.tier_shift[0] = (uint8_t)__builtin_ctzll(RS_REMOTE_RING);
 	else
 		memcpy(m.tier_shift, l->shm.mine[0]->tier_shift, RS_TIERS);
-	l->bells_sent = 1;
-	rs_link_send(l, &m, fds, 2);
+	rs_link_send(l, &m, &l->mine_fd[0], 1);
+}
+
+/* Honest processes close a link that they have no stream on; others must not fill the table. */
+static void drop_oldest_idle(const struct rs_link *but)
+{
+	struct rs_link *oldest = NULL;
+	uint32_t n = 0;
+
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (l == but || !rs_link_alive(l) || l->initiator || l->shm.remote || in_use(l))
+			continue;
+		n++;
+		if (!oldest || l->born < oldest->born)
+			oldest = l;
+	}
+	if (n >= IDLE_MAX)
+		rs_link_kill(oldest, rs_now_ms());
 }
 
 static void come_up(struct rs_link *l, const struct rs_msg *m)
 {
+	if (!l->initiator)
+		drop_oldest_idle(l);
 	memcpy(l->process, m->process, sizeof(l->process));
 	if (!l->initiator)
 		hello(l);
+	if (!l->initiator && !l->shm.remote)
+		npending--;
+	why_none = RS_REASON_PEER_PLAIN;
 	__atomic_store_n(&l->up, true, __ATOMIC_RELEASE);
 	rs_peer_bells();
 	rs_claim_link_up(l);
@@ -546,37 +622,102 @@ static void got_remote_hello(struct rs_link *l, const struct rs_msg *m)
 	come_up(l, m);
 }
 
-static void got_hello(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
+/* Between two processes that could: the peer is told, and nobody waits. */
+static void cannot(struct rs_link *l, int error)
 {
-	if (l->up || nfds != 2 || m->slots != RS_SHM_SLOTS || !(m->features & RS_FEATURE_SHM) ||
-	    rs_shm_map(fds[0], &l->shm.peer[0]) != 0) {
-		rs_link_kill(l, rs_now_ms());
-		return;
-	}
+	enum rs_reason why =
+		error == -EMFILE || error == -ENFILE ? RS_REASON_NO_FDS : RS_REASON_NO_MEMORY;
+	const struct rs_msg m = { .type = RS_MSG_HELLO, .slots = why };
+
+	rs_log(RS_LOG_INFO, "no link: %s", rs_reason_word(why));
+	why_none = why;
+	if (l->initiator)
+		rs_claim_link_refused(l, why);
+	else
+		rs_link_send(l, &m, NULL, 0);
+	rs_link_kill(l, rs_now_ms());
+}
+
+/* 0; -EPERM: the peer lies; else what we have not got for it. */
+static int take_hello(struct rs_link *l, int memfd)
+{
+	long fd;
+	int r = rs_shm_map(memfd, &l->shm.peer[0]);
+
+	if (r != 0)
+		return r;
 	l->shm.npeer = 1;
-	__atomic_store_n(&l->shm.bell_fd[0], rs_fd_hide(fds[1]), __ATOMIC_RELEASE);
-	fds[1] = -1;
-	come_up(l, m);
+	l->peer_segments = 1;
+	/* Not before now, for anybody can connect. */
+	if (!l->shm.nmine)
+		r = add_segment(l);
+	if (r != 0)
+		return r == -EPERM ? -ENOMEM : r;
+	fd = rs_sys3(SYS_fcntl, l->sock, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return (int)fd;
+	l->ring_sock = rs_fd_hide((int)fd);
+	l->shm.bell_fd[0] = RS_BELL_SOCKET(l->ring_sock);
+	return 0;
+}
+
+static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds)
+{
+	const uint32_t need = RS_FEATURE_SHM | RS_FEATURE_RING;
+	int r = -EPERM;
+
+	if (!l->up && !m->features && l->initiator && m->slots > RS_REASON_STARTING &&
+	    m->slots < RS_REASON_COUNT)
+		rs_claim_link_refused(l, (enum rs_reason)m->slots);
+	else if (!l->up && nfds == 1 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
+		r = take_hello(l, fds[0]);
+	if (r == 0)
+		come_up(l, m);
+	else if (r == -EPERM)
+		rs_link_kill(l, rs_now_ms());
+	else
+		cannot(l, r);
 }
 
 static void got_bell(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
 {
-	if (nfds != 1 || m->index == 0 || m->index >= RS_BELLS || l->shm.bell_fd[m->index] >= 0) {
+	if (nfds != 1 || m->index >= RS_BELLS || l->shm.bell_fd[m->index] >= 0 ||
+	    !rs_fd_is_eventfd(fds[0])) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
+	if (!l->trusted)
+		return;
 	__atomic_store_n(&l->shm.bell_fd[m->index], rs_fd_hide(fds[0]), __ATOMIC_RELEASE);
 	fds[0] = -1;
+	if (m->index == 0 && !l->attached) {
+		rs_fd_close(l->ring_sock);
+		l->ring_sock = -1;
+	}
 }
 
-static void got_segment(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
+static void got_segment(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds)
 {
-	if (nfds != 1 || m->index != l->shm.npeer || m->index >= RS_SHM_SEGMENTS ||
-	    rs_shm_map(fds[0], &l->shm.peer[m->index]) != 0) {
+	int r = -EPERM;
+
+	if (nfds == 1 && m->index == l->peer_segments && m->index < RS_SHM_SEGMENTS)
+		r = l->peer_full ? -ENOMEM : rs_shm_map(fds[0], &l->shm.peer[m->index]);
+	if (r == -EPERM) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
-	l->shm.npeer++;
+	l->peer_segments++;
+	if (r == 0)
+		__atomic_store_n(&l->shm.npeer, m->index + 1, __ATOMIC_RELEASE);
+	else
+		l->peer_full = true; /* what lies there and behind stays on TCP */
+}
+
+/* How many descriptors a message may carry. */
+static size_t most_fds(uint8_t type)
+{
+	return type == RS_MSG_HELLO || type == RS_MSG_BELL || type == RS_MSG_SEGMENT ||
+	       type == RS_MSG_CLAIM || type == RS_MSG_CLAIM_OK;
 }
 
 static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
@@ -590,10 +731,12 @@ static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, siz
 			got_hello(l, m, fds, nfds);
 		return;
 	}
-	if (!l->up || (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT))) {
+	if (!l->up || (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT ||
+					 m->type == RS_MSG_RING))) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
+	l->attached |= m->type == RS_MSG_CLAIM_OK || m->type == RS_MSG_REVEAL;
 	switch (m->type) {
 	case RS_MSG_BELL:
 		got_bell(l, m, fds, nfds);
@@ -613,6 +756,8 @@ static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, siz
 	case RS_MSG_REVEAL:
 		rs_claim_reveal(l, m);
 		return;
+	case RS_MSG_RING:
+		return; /* link_event() looks, after any message */
 	default:
 		break;
 	}
@@ -633,6 +778,73 @@ static void got_message(struct rs_link *l, const struct rs_msg *m, int *fds, siz
 	}
 }
 
+/* Closes what came with a message and was not kept. */
+static void close_received(int fd)
+{
+	long flags = rs_sys3(SYS_fcntl, fd, F_GETFL, 0);
+
+	if ((flags >= 0 && (flags & O_PATH)) || rs_fd_is_eventfd(fd) ||
+	    rs_sys3(SYS_fcntl, fd, F_GET_SEALS, 0) >= 0)
+		rs_sys1(SYS_close, fd);
+	else
+		rs_fd_close_aside(fd);
+}
+
+/* As the kernel says who has sent the message: the first one, HELLO, counts. */
+static void know_peer(struct rs_link *l, const struct ucred *u)
+{
+	uint32_t uid = (uint32_t)rs_sys0(SYS_getuid);
+
+	l->peer_pid = u->pid;
+	l->trusted = u->uid == uid && uid == (uint32_t)rs_sys0(SYS_geteuid) && uid != OVERFLOW_UID;
+}
+
+/* One message. False: there is none, or the link is dead. */
+static bool receive(struct rs_link *l)
+{
+	/* All descriptors that can come find room: those that the kernel drops, it closes here. */
+	union {
+		struct cmsghdr align;
+		char buf[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(SCM_MAX_FD * sizeof(int))];
+	} ctl;
+	uint8_t bytes[RS_MSG_MAX + 1];
+	struct iovec iov = { bytes, sizeof(bytes) };
+	struct msghdr mh = { .msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = ctl.buf,
+			     .msg_controllen = sizeof(ctl.buf) };
+	struct ucred peer = { 0, OVERFLOW_UID, 0 };
+	int fds[SCM_MAX_FD];
+	struct rs_msg m;
+	size_t nfds = 0;
+	long r = rs_sys3(SYS_recvmsg, l->sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (r == -EAGAIN || r == -EINTR)
+		return r == -EINTR;
+	for (struct cmsghdr *cm = r < 0 ? NULL : CMSG_FIRSTHDR(&mh); cm;
+	     cm = CMSG_NXTHDR(&mh, cm)) {
+		if (cm->cmsg_level != SOL_SOCKET)
+			continue;
+		if (cm->cmsg_type == SCM_CREDENTIALS) {
+			memcpy(&peer, CMSG_DATA(cm), sizeof(peer));
+		} else if (cm->cmsg_type == SCM_RIGHTS) {
+			nfds = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+			memcpy(fds, CMSG_DATA(cm), nfds * sizeof(int));
+		}
+	}
+	if (r <= 0 || rs_msg_decode(bytes, (size_t)r, &m) != 0 || nfds > most_fds(m.type)) {
+		rs_link_kill(l, rs_now_ms());
+	} else {
+		if (m.type == RS_MSG_HELLO && !l->up)
+			know_peer(l, &peer);
+		got_message(l, &m, fds, nfds);
+	}
+	for (size_t i = 0; i < nfds; i++)
+		if (fds[i] >= 0)
+			close_received(fds[i]);
+	return !l->dead;
+}
+
 static void link_event(struct rs_source *s, uint32_t events)
 {
 	struct rs_link *l =
@@ -642,46 +854,10 @@ static void link_event(struct rs_source *s, uint32_t events)
 		return;
 	if (events & EPOLLOUT)
 		drain_queue(l);
-	for (int budget = 256; budget && !l->dead; budget--) {
-		union {
-			struct cmsghdr align;
-			char buf[CMSG_SPACE(4 * sizeof(int))];
-		} ctl;
-		uint8_t bytes[RS_MSG_MAX + 1];
-		struct iovec iov = { bytes, sizeof(bytes) };
-		struct msghdr mh = { .msg_iov = &iov,
-				     .msg_iovlen = 1,
-				     .msg_control = ctl.buf,
-				     .msg_controllen = sizeof(ctl.buf) };
-		int fds[4] = { -1, -1, -1, -1 };
-		struct rs_msg m;
-		size_t nfds = 0;
-		long r = rs_sys3(SYS_recvmsg, l->sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-
-		if (r == -EINTR)
-			continue;
-		if (r == -EAGAIN)
-			return;
-		if (r <= 0) {
-			rs_link_kill(l, rs_now_ms());
-			return;
-		}
-		for (struct cmsghdr *cm = CMSG_FIRSTHDR(&mh); cm; cm = CMSG_NXTHDR(&mh, cm)) {
-			if (cm->cmsg_level != SOL_SOCKET || cm->cmsg_type != SCM_RIGHTS)
-				continue;
-			nfds = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-			if (nfds > 4)
-				nfds = 4;
-			memcpy(fds, CMSG_DATA(cm), nfds * sizeof(int));
-		}
-		if (rs_msg_decode(bytes, (size_t)r, &m) == 0)
-			got_message(l, &m, fds, nfds);
-		else
-			rs_link_kill(l, rs_now_ms());
-		for (size_t i = 0; i < nfds; i++)
-			if (fds[i] >= 0)
-				rs_sys1(SYS_close, fds[i]);
-	}
+	for (int budget = 256; budget && receive(l); budget--)
+		;
+	/* A peer without our eventfds rings by message; or not at all, when the socket is full. */
+	scan_bells(l);
 }
 
 struct rs_link *rs_link_same_process(struct rs_link *l)
@@ -690,7 +866,8 @@ struct rs_link *rs_link_same_process(struct rs_link *l)
 	if (memcmp(l->process, rs_process_id(), sizeof(l->process)) == 0 || !l->initiator)
 		return l;
 	for (struct rs_link *o = rs_links; o; o = o->next)
-		if (o != l && rs_link_alive(o) &&
+		/* The identity is no secret among peers; who sent it, the kernel knows. */
+		if (o != l && rs_link_alive(o) && l->peer_pid > 0 && o->peer_pid == l->peer_pid &&
 		    memcmp(o->process, l->process, sizeof(l->process)) == 0)
 			return o;
 	return l;
@@ -728,48 +905,103 @@ static struct rs_link *reclaimed(void)
 	l->hint = 0;
 	l->bells_sent = 0;
 	l->idle_since = 0;
+	l->trusted = false;
+	l->overflow = false;
+	l->attached = false;
+	l->peer_full = false;
+	l->peer_segments = 0;
+	l->peer_pid = 0;
+	l->aliases = 0;
 	l->initiator = false;
 	l->name[0] = '\0';
 	rs_unlock(&l->lock);
 	return l;
 }
 
+static struct rs_link *new_link(void)
+{
+	struct rs_link *l = reclaimed();
+
+	if (!l && nlinks < LINKS_MAX)
+		l = calloc(1, sizeof(*l));
+	if (!l)
+		return NULL;
+	l->born = rs_now_ms();
+	l->queue_tail = &l->queue;
+	l->ring_sock = -1;
+	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
+	return l;
+}
+
+/* It came to nothing. */
+static void unnew(struct rs_link *l)
+{
+	if (l->dead) /* an old one, whose place in the list it keeps */
+		return;
+	free(l->slot);
+	free(l);
+}
+
+static void enlist(struct rs_link *l)
+{
+	bool old = l->dead;
+
+	__atomic_store_n(&l->dead, false, __ATOMIC_SEQ_CST);
+	if (old)
+		return;
+	rs_lock(&links_lock);
+	nlinks++;
+	l->next = rs_links;
+	__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
+	rs_unlock(&links_lock);
+}
+
+/* Makes room for one more: an honest peer has said HELLO by the time that many others came. */
+static void drop_oldest_pending(void)
+{
+	struct rs_link *oldest = NULL;
+
+	if (npending < PENDING_MAX)
+		return;
+	for (struct rs_link *l = rs_links; l; l = l->next)
+		if (!l->dead && !l->up && !l->initiator && !l->shm.remote &&
+		    (!oldest || l->born < oldest->born))
+			oldest = l;
+	if (oldest)
+		rs_link_kill(oldest, rs_now_ms());
+}
+
 struct rs_link *rs_link_new(int sock, const char *name)
 {
-	struct rs_link *old = reclaimed(), *l = old ? old : calloc(1, sizeof(*l));
+	const int on = 1;
+	struct rs_link *l;
 
+	if (!name)
+		drop_oldest_pending();
+	l = new_link();
 	if (!l)
 		return NULL;
 	l->source.event = link_event;
 	l->sock = sock;
-	l->born = rs_now_ms();
-	l->queue_tail = &l->queue;
-	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
 	if (name) {
 		l->initiator = true;
 		snprintf(l->name, sizeof(l->name), "%s", name);
 	}
-	if (add_segment(l) != 0 || rs_control_watch(sock, EPOLLIN, &l->source) != 0) {
-		if (l->shm.nmine) {
-			rs_shm_unmap(l->shm.mine[0]);
-			rs_fd_close(l->mine_fd[0]);
-			l->shm.nmine = 0;
-		}
-		if (!old) {
-			free(l->slot);
-			free(l);
-		}
+	if (rs_sys5(SYS_setsockopt, sock, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) != 0 ||
+	    (name && add_segment(l) != 0) || rs_control_watch(sock, EPOLLIN, &l->source) != 0) {
+		if (l->shm.nmine)
+			drop_segment(l->shm.mine[0], l->mine_fd[0]);
+		l->shm.nmine = 0;
+		unnew(l);
 		return NULL;
 	}
-	__atomic_store_n(&l->dead, false, __ATOMIC_SEQ_CST);
-	if (!old) {
-		rs_lock(&links_lock);
-		l->next = rs_links;
-		__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
-		rs_unlock(&links_lock);
-	}
-	if (l->initiator)
+	enlist(l);
+	if (name) {
 		hello(l);
+	} else {
+		npending++;
+		link_event(&l->source, EPOLLIN); /* most have said HELLO already */
+	}
 	return l;
 }
 
@@ -791,15 +1023,12 @@ static void remote_event(struct rs_source *s, uint32_t events)
 struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 				   const struct rs_tuple *to)
 {
-	struct rs_link *old = reclaimed(), *l = old ? old : calloc(1, sizeof(*l));
+	struct rs_link *l = new_link();
 
 	if (!l)
 		return NULL;
 	l->source.event = remote_event;
 	l->sock = -1;
-	l->born = rs_now_ms();
-	l->queue_tail = &l->queue;
-	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
 	l->shm.remote = rs_remote_new(ops, qp, &l->shm);
 	if (to) {
 		l->initiator = true;
@@ -813,19 +1042,10 @@ struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *
 		l->shm.nmine = 0;
 		free(l->shm.remote);
 		l->shm.remote = NULL;
-		if (!old) {
-			free(l->slot);
-			free(l);
-		}
+		unnew(l);
 		return NULL;
 	}
-	__atomic_store_n(&l->dead, false, __ATOMIC_SEQ_CST);
-	if (!old) {
-		rs_lock(&links_lock);
-		l->next = rs_links;
-		__atomic_store_n(&rs_links, l, __ATOMIC_RELEASE);
-		rs_unlock(&links_lock);
-	}
+	enlist(l);
 	return l;
 }
 
@@ -862,6 +1082,8 @@ void rs_link_failed(struct rs_link *l, int error)
 void rs_peer_timer(uint64_t now)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
+		if (!l->dead && l->overflow)
+			rs_link_kill(l, now);
 		if (!l->dead && !l->up) {
 			if (now >= l->born + HELLO_MS && l->shm.remote)
 				rs_link_failed(l, ETIMEDOUT);
@@ -930,12 +1152,19 @@ void rs_links_inherit(void)
 	}
 }
 
+enum rs_reason rs_peer_why_none(void)
+{
+	return why_none;
+}
+
 void rs_peer_forget(void)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (l->sock >= 0)
 			rs_fd_close(l->sock);
-		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote; s++)
+		if (l->ring_sock >= 0)
+			rs_fd_close(l->ring_sock);
+		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote && !l->dead; s++)
 			rs_fd_close(l->mine_fd[s]);
 		for (uint32_t b = 0; b < RS_BELLS; b++)
 			if (l->shm.bell_fd[b] >= 0)
@@ -943,6 +1172,9 @@ void rs_peer_forget(void)
 		/* Its mappings did not come over the fork. The struct is left as garbage. */
 	}
 	rs_links = NULL;
+	nlinks = 0;
+	npending = 0;
+	why_none = RS_REASON_PEER_PLAIN;
 	links_lock.word = 0;
 	rs_claim_forget();
 	rs_rdma_forget();

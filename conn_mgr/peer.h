@@ -21,6 +21,7 @@
 
 #include "conn_mgr/control.h"
 #include "rsock/lock.h"
+#include "rsock/reason.h"
 #include "rsock/remote.h"
 #include "rsock/shm.h"
 #include "rsock/wire.h"
@@ -41,6 +42,17 @@ struct rs_link {
 	struct rs_lock
 		lock; /* slots and the queue; a leaf: may be taken under a connection's lock */
 	int sock;
+	int ring_sock; /* a duplicate, for threads that ring; as long-lived as the memory; -1: none */
+	/*
+	 * The peer process runs as our user, who may do anything to us. Only such a peer gets our
+	 * eventfds, and may have us write its own.
+	 */
+	bool trusted;
+	bool overflow; /* it does not read its messages */
+	bool attached; /* a stream was or is on it: threads may ring */
+	bool peer_full; /* there was no room for a segment of the peer's, and those after it */
+	uint32_t peer_segments; /* announced */
+	int32_t peer_pid; /* as the kernel says; 0: not visible */
 	bool up; /* HELLO was received */
 	bool dead;
 	bool initiator;
@@ -56,6 +68,7 @@ struct rs_link {
 	uint32_t slots, used, hint;
 	struct rs_link *next;
 	struct rs_queued *queue, **queue_tail; /* what the socket did not take yet */
+	uint32_t queued;
 	struct rs_tuple to; /* over RDMA: the server's address that it was opened to */
 };
 
@@ -81,6 +94,8 @@ void rs_peer_scan_bells(void);
 bool rs_peer_idle(void);
 /* Closes all links. False: other threads may still look at their memory; call again. */
 bool rs_peer_close_links(void);
+/* Why connections that nobody claims stay on TCP: no peer came, or none could be linked to. */
+enum rs_reason rs_peer_why_none(void);
 /* In a forked child: close all; the next accept opens a rendezvous of its own. */
 void rs_peer_forget(void);
 

@@ -21,6 +21,8 @@
 #define INDEXES 16u /* unrelated processes that may listen on one port (SO_REUSEPORT) */
 #define TAKEOVER_MS 200
 #define LINGERING_MAX 16u
+#define ASIDES_MAX 32u
+#define ACCEPT_MS 20
 #define PLAIN_MIN_MS 50
 #define PLAIN_MAX_MS 5000
 #define PLAIN_PORTS 256
@@ -53,6 +55,7 @@ static uint8_t process_id[16];
 static bool have_process_id;
 static uint64_t next_takeover;
 static uint32_t lingering; /* names whose listener is closed */
+static uint64_t accept_at; /* ms: somebody may wait to be accepted; control thread only */
 
 const uint8_t *rs_process_id(void)
 {
@@ -99,12 +102,15 @@ int rs_rendezvous_connect(const char *name)
 
 static int bind_name(const char *name)
 {
+	const int on = 1;
 	struct sockaddr_un un;
 	socklen_t len = address(name, &un);
 	long fd = rs_sys3(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), r;
 
 	if (fd < 0)
 		return (int)fd;
+	/* Who says HELLO is known by the kernel's word; it may have done so before we accept. */
+	rs_sys5(SYS_setsockopt, fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
 	r = rs_sys3(SYS_bind, fd, &un, len);
 	if (r == 0)
 		r = rs_sys2(SYS_listen, fd, 1024);
@@ -120,30 +126,60 @@ static void set_fd(struct listener *l, int fd)
 	__atomic_store_n(&l->fd, fd, __ATOMIC_RELAXED);
 }
 
-static void accept_links(int fd)
+/*
+ * Rendezvous sockets are watched edge-triggered: who connects while no descriptor is left for it, or
+ * while closes hang that others have arranged, waits without keeping the control thread busy.
+ */
+static void accept_links(const int *fd)
 {
 	for (int budget = 64; budget; budget--) {
-		long s = rs_sys4(SYS_accept4, fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		long s = -EMFILE;
 
-		if (s < 0)
+		/* Under the lock it is not closed and its number not another socket's. */
+		rs_lock(&lock);
+		if (*fd < 0)
+			s = -EBADF;
+		else if (rs_fd_asides() < ASIDES_MAX)
+			s = rs_sys4(SYS_accept4, *fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		rs_unlock(&lock);
+		if (s == -EAGAIN || s == -EBADF)
 			return;
+		if (s < 0) {
+			accept_at = rs_now_ms() + ACCEPT_MS;
+			rs_control_due(accept_at);
+			return;
+		}
 		s = rs_fd_hide((int)s);
 		if (!rs_link_new((int)s, NULL))
-			rs_fd_close((int)s);
+			rs_fd_close_aside((int)s);
 	}
+	accept_at = rs_now_ms();
+	rs_control_due(accept_at);
 }
 
 static void listener_event(struct rs_source *s, uint32_t events)
 {
 	(void)events;
-	accept_links(__atomic_load_n(&((struct listener *)(void *)s)->fd, __ATOMIC_RELAXED));
+	accept_links(&((struct listener *)(void *)s)->fd);
 }
 
 static void own_event(struct rs_source *s, uint32_t events)
 {
 	(void)s;
 	(void)events;
-	accept_links(own_fd);
+	accept_links(&own_fd);
+}
+
+/* Not under the lock: a HELLO that is there already leads everywhere. */
+static void accept_again(uint64_t now)
+{
+	if (!accept_at || now < accept_at)
+		return;
+	accept_at = 0;
+	for (size_t i = 0; i < PORTS; i++)
+		if (__atomic_load_n(&listeners[i].port, __ATOMIC_RELAXED))
+			accept_links(&listeners[i].fd);
+	accept_links(&own_fd);
 }
 
 static void bind_own(void)
@@ -156,7 +192,7 @@ static void bind_own(void)
 	snprintf(own_name, sizeof(own_name), "rsock.p.%ld.%08x", rs_sys0(SYS_getpid), random);
 	own_fd = bind_name(own_name);
 	own_source.event = own_event;
-	if (own_fd < 0 || rs_control_watch(own_fd, EPOLLIN, &own_source) != 0)
+	if (own_fd < 0 || rs_control_watch(own_fd, EPOLLIN | EPOLLET, &own_source) != 0)
 		own_name[0] = '\0';
 }
 
@@ -181,7 +217,7 @@ static int bind_listener(struct listener *l)
 	__atomic_store_n(&l->source.event, listener_event, __ATOMIC_RELAXED);
 	set_fd(l, fd);
 	rs_log(RS_LOG_INFO, "port %u: answering at @%s", l->port, name);
-	return rs_control_watch(fd, EPOLLIN, &l->source);
+	return rs_control_watch(fd, EPOLLIN | EPOLLET, &l->source);
 }
 
 int rs_rendezvous_open(uint16_t port)
@@ -302,6 +338,7 @@ static void tend_rdma(struct listener *l)
 
 void rs_rendezvous_timer(uint64_t now)
 {
+	accept_again(now);
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
 		tend_rdma(&listeners[i]);
@@ -363,6 +400,7 @@ void rs_rendezvous_forget(void)
 	own_name[0] = '\0';
 	have_process_id = false;
 	next_takeover = 0;
+	accept_at = 0;
 	lingering = 0;
 	lock.word = 0;
 }

@@ -168,12 +168,10 @@ static bool spin(struct set *s, uint64_t end_ns)
 
 static void awake(struct set *s)
 {
-	uint64_t count;
-
 	rs_links_asleep(s->bell, RS_BELL_NEVER);
 	arm(s, s->bell, false);
 	if (s->bell)
-		rs_sys3(SYS_read, rs_bell_fd(s->bell), &count, sizeof(count));
+		rs_bell_clear(s->bell);
 	rs_bell_put(s->bell);
 }
 

@@ -2,9 +2,11 @@
 #include "rsock/bell.h"
 
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include "rsock/lock.h"
 #include "rsock/sys.h"
+#include "rsock/wire.h"
 
 static struct rs_lock lock;
 static int fds[RS_BELLS]; /* eventfd + 1; 0: not made */
@@ -70,6 +72,25 @@ void rs_bell_ring(uint32_t mask)
 		rs_eventfd_ring(rs_bell_fd((uint32_t)__builtin_ctz(mask)));
 		mask &= mask - 1;
 	}
+}
+
+void rs_bell_clear(uint32_t bell)
+{
+	rs_eventfd_clear(rs_bell_fd(bell));
+}
+
+void rs_bell_ring_peer(int bell_fd)
+{
+	const struct rs_msg m = { .type = RS_MSG_RING };
+	uint8_t bytes[RS_MSG_MAX];
+
+	if (bell_fd > RS_BELL_SOCKET(0)) {
+		rs_eventfd_ring(bell_fd);
+		return;
+	}
+	/* When the socket is full, a message is still to be read: who reads it looks too. */
+	rs_sys6(SYS_sendto, RS_BELL_SOCKET(bell_fd), (long)bytes, (long)rs_msg_encode(&m, bytes),
+		MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
 }
 
 uint32_t rs_bell_made(void)

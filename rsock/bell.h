@@ -22,6 +22,14 @@ int rs_bell_fd(uint32_t bell);
 int rs_bell_init(void);
 /* Rings local bells. */
 void rs_bell_ring(uint32_t mask);
+/* Empties a local bell. Never waits. */
+void rs_bell_clear(uint32_t bell);
+/*
+ * Rings a bell of a peer: an eventfd, or, of a peer that could use an eventfd against us (another
+ * user's), the socket of the link, on which the word to look goes as a message. Neither waits.
+ */
+#define RS_BELL_SOCKET(sock) (-2 - (sock))
+void rs_bell_ring_peer(int bell_fd);
 /* Mask of the bells that have an eventfd: links send what the peer does not know yet. */
 uint32_t rs_bell_made(void);
 /* In a forked child: forget the parent's (closing them). */

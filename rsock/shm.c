@@ -221,7 +221,7 @@ static void ring_bells(struct rs_chan *c, uint32_t mask)
 			int fd = __atomic_load_n(&c->link->bell_fd[b], __ATOMIC_ACQUIRE);
 
 			/* Its eventfd has not come yet: the control thread over there forwards. */
-			rs_eventfd_ring(fd >= 0 ? fd : c->link->bell_fd[0]);
+			rs_bell_ring_peer(fd >= 0 ? fd : c->link->bell_fd[0]);
 		}
 	}
 }

@@ -296,6 +296,8 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 	case RS_MSG_SEGMENT:
 		m->index = (uint32_t)get(&c, 4);
 		break;
+	case RS_MSG_RING:
+		break;
 	default:
 		return -1;
 	}

@@ -63,6 +63,7 @@ int rs_frame_decode(rs_mac_fn mac, const uint8_t key[RS_KEY_LEN], int dir,
 /* Feature bits of HELLO: unknown bits are ignored; both ends use the intersection. */
 #define RS_FEATURE_SHM 0x00000001u
 #define RS_FEATURE_RDMA 0x00000002u
+#define RS_FEATURE_RING 0x00000004u /* RING is understood; HELLO carries no bell */
 
 enum rs_msg_type {
 	RS_MSG_HELLO = 1, /* first message of each end of a link */
@@ -80,6 +81,7 @@ enum rs_msg_type {
 	RS_MSG_FIN = 12, /* hint: the direction ends at `offset` */
 	RS_MSG_BELL = 13, /* carries an eventfd: the sender's bell number `bell` */
 	RS_MSG_SEGMENT = 14, /* carries a memfd: segment number `segment` of the sender's slab */
+	RS_MSG_RING = 15, /* some bell of the addressee rings */
 	RS_MSG_COUNT
 };
 
@@ -109,7 +111,8 @@ struct rs_msg {
 	/* HELLO */
 	uint32_t features;
 	uint8_t process[16]; /* random identity of the sending process */
-	uint32_t slots; /* slots of each slab segment of the sender */
+	/* Slots of each slab segment of the sender. With `features` 0: enum rs_reason, why it has none. */
+	uint32_t slots;
 	uint8_t tier_shift[RS_TIERS]; /* log2 of the ring sizes of a slot */
 	/* CLAIM */
 	struct rs_tuple tuple;

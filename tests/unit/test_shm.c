@@ -19,6 +19,7 @@
 
 #include <cmocka.h>
 
+#include "rsock/bell.h"
 #include "rsock/shm.h"
 #include "rsock/sys.h"
 
@@ -666,6 +667,36 @@ static void bells(void **state)
 	left.bell_fd[0] = left.bell_fd[5] = -1;
 }
 
+/* A peer that gets no eventfd of ours is told by message, and so are we. */
+static void bell_by_message(void **state)
+{
+	struct rs_shm_bell *bell5 = &right.mine[0]->bells[5];
+	uint8_t bytes[RS_MSG_MAX];
+	struct rs_msg m;
+	int sp[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sp), 0);
+	left.bell_fd[0] = RS_BELL_SOCKET(sp[0]);
+	begin(0);
+	b.mine->rx_mask = 1u << 5;
+	send_some(1, false);
+	assert_int_equal(recv(sp[1], bytes, sizeof(bytes), MSG_DONTWAIT), -1);
+	bell5->asleep = 1;
+	send_some(1, false);
+	assert_int_equal(recv(sp[1], bytes, sizeof(bytes), MSG_DONTWAIT), 8);
+	assert_int_equal(rs_msg_decode(bytes, 8, &m), 0);
+	assert_int_equal(m.type, RS_MSG_RING);
+	/* Neither a full socket nor one that nobody reads any more makes it wait or die. */
+	bell5->asleep = 2;
+	for (int i = 0; i < 1000; i++)
+		send_some(1, false);
+	close(sp[1]);
+	send_some(1, false);
+	close(sp[0]);
+	left.bell_fd[0] = -1;
+}
+
 static void room_wakes(void **state)
 {
 	struct rs_shm_bell *bell = &left.mine[0]->bells[2];
@@ -740,6 +771,7 @@ int main(void)
 		TEST(lying_switch),
 		TEST(lying_receiver),
 		TEST(bells),
+		TEST(bell_by_message),
 		TEST(room_wakes),
 		TEST(futex_word),
 		TEST(slot_reset),

@@ -183,6 +183,8 @@ static struct rs_msg sample(uint8_t type)
 	case RS_MSG_SEGMENT:
 		m.index = 31;
 		break;
+	case RS_MSG_RING:
+		break;
 	default: /* ENTER ... FIN */
 		m.id = 9;
 		m.epoch = 0xa1b2c3d4;

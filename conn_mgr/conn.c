@@ -359,8 +359,6 @@ void rs_conn_settle(struct rs_conn *c)
 	bool ring = false;
 	uint64_t due;
 
-	if (c->bound && c->ch.remote)
-		settle_remote(c);
 	for (;;) {
 		uint32_t todo = rs_stream_todo(&c->sm);
 
@@ -381,6 +379,9 @@ void rs_conn_settle(struct rs_conn *c)
 		}
 		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
 	}
+	/* Last: the MARK that was just written may be what the bytes had to wait for. */
+	if (c->bound && c->ch.remote)
+		settle_remote(c);
 	/* A peer that left did so for good. */
 	if (c->bound && c->sm.why == RS_REASON_PEER_LEFT)
 		c->sm.refuse = true;

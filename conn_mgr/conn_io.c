@@ -411,6 +411,8 @@ static void sent_tcp(struct rs_conn *c, size_t k)
 static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, size_t done,
 			bool grow)
 {
+	/* Over RDMA each costs a system call, or a doorbell, and the reader more than that. */
+	const size_t piece = c->ch.remote ? RS_REMOTE_CUT : PIECE;
 	size_t sent = 0;
 
 	for (size_t i = 0; i < n; i++) {
@@ -430,8 +432,8 @@ static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, si
 				goto out;
 			if (k > room)
 				k = room;
-			if (k > PIECE)
-				k = PIECE;
+			if (k > piece)
+				k = piece;
 			rs_chan_tx_copy(&c->ch, c->ch.tail, (const uint8_t *)iov[i].iov_base + off,
 					k);
 			/* Small pieces of one call become one message. */

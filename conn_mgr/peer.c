@@ -408,6 +408,14 @@ bool rs_links_asleep(uint32_t bell, enum rs_bell_when when)
 	return pending;
 }
 
+bool rs_links_remote(void)
+{
+	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
+		if (l->shm.remote && rs_link_alive(l))
+			return true;
+	return false;
+}
+
 static void ring_conn(struct rs_conn *c, void *arg)
 {
 	(void)arg;

@@ -119,5 +119,7 @@ void rs_link_harvest(struct rs_link *l, uint32_t bell, void (*take)(struct rs_co
 		     void *arg);
 /* Says to all peers when to ring this process's `bell`. True: something is pending already. */
 bool rs_links_asleep(uint32_t bell, enum rs_bell_when when);
+/* Some link goes over RDMA. */
+bool rs_links_remote(void);
 
 #endif

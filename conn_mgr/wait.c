@@ -15,6 +15,14 @@
 #include "rsock/config.h"
 #include "rsock/sys.h"
 
+/*
+ * A round trip over RDMA takes longer than one through memory, and to sleep costs more: to arm the
+ * completion queue, its event, the control thread. So that much longer is it worth to spin.
+ */
+#define REMOTE_SPIN 20u
+/* The kernel's part of a software device may need this very CPU. */
+#define YIELD_EVERY 64u
+
 void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo)
 {
 	w->c = c;
@@ -249,11 +257,16 @@ uint32_t rs_spin_us(const struct rs_conn *c)
 	return __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 }
 
-uint32_t rs_spin_next(uint32_t spin, uint64_t ticks)
+uint32_t rs_spin_most(bool remote)
+{
+	return remote ? rs_config.spin_us * REMOTE_SPIN : rs_config.spin_us;
+}
+
+uint32_t rs_spin_next(uint32_t spin, uint64_t ticks, uint32_t most)
 {
 	/* Twice: when both ends sleep, each waits for the other's wake-up as well. */
-	if (ticks < 2 * rs_config.spin_us * rs_ticks_per_us())
-		return spin * 4 + 2 < rs_config.spin_us ? spin * 4 + 2 : rs_config.spin_us;
+	if (ticks < 2 * (uint64_t)most * rs_ticks_per_us())
+		return spin * 4 + 2 < most ? spin * 4 + 2 : most;
 	return spin / 2 > 1 ? spin / 2 : 1;
 }
 
@@ -374,7 +387,7 @@ static bool spin_ring(struct rs_waiter *w, uint64_t end)
 	struct rs_conn *c = w->c;
 	struct rs_remote *r = c->ch.remote;
 	bool found = false;
-	uint64_t due;
+	uint32_t n = 0;
 
 	if (r)
 		rs_remote_spin(r);
@@ -386,10 +399,12 @@ static bool spin_ring(struct rs_waiter *w, uint64_t end)
 			if (!found)
 				rs_cpu_relax();
 		}
+		if (r && ++n % YIELD_EVERY == 0)
+			rs_sys0(SYS_sched_yield);
 		found |= __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news;
 	} while (!found && rs_ticks() < end);
-	if (r && rs_remote_unspin(r, &due))
-		rs_control_due(due);
+	if (r)
+		rs_remote_unspin(r);
 	return found;
 }
 
@@ -397,7 +412,7 @@ static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
 	struct rs_shm_slot *s = c->ch.mine;
-	uint32_t spin = c->ch.remote ? rs_config.spin_us * 4 : rs_spin_us(c);
+	uint32_t spin = rs_spin_us(c);
 	uint64_t start = rs_ticks();
 	int r;
 
@@ -412,7 +427,9 @@ static int wait_ring(struct rs_waiter *w)
 	r = sleep_on(w, &s->rx_wait, 1, false);
 	rest(w, false);
 	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
-	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start), __ATOMIC_RELAXED);
+	__atomic_store_n(&c->spin,
+			 rs_spin_next(spin, rs_ticks() - start, rs_spin_most(c->ch.remote != NULL)),
+			 __ATOMIC_RELAXED);
 	return r;
 }
 
@@ -472,13 +489,15 @@ bool rs_spin_room(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
 	uint64_t head = __atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE);
-	uint64_t end = rs_ticks() + rs_config.spin_us * rs_ticks_per_us();
+	uint64_t end = rs_ticks() + rs_spin_most(c->ch.remote) * rs_ticks_per_us();
 
 	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)
 		return false;
-	while (rs_ticks() < end) {
+	for (uint32_t n = 1; rs_ticks() < end; n++) {
 		if (c->ch.remote)
 			rs_remote_progress(c->ch.remote);
+		if (c->ch.remote && n % YIELD_EVERY == 0)
+			rs_sys0(SYS_sched_yield);
 		if (__atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE) != head)
 			return true;
 		if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)

@@ -75,6 +75,8 @@ uint32_t rs_spin_us(const struct rs_conn *c);
  * The next spin (us) after a wait that took `ticks` in all, spinning and sleeping: long while waits
  * are short enough that spinning would have caught them, next to nothing when they are not.
  */
-uint32_t rs_spin_next(uint32_t spin, uint64_t ticks);
+uint32_t rs_spin_next(uint32_t spin, uint64_t ticks, uint32_t most);
+/* The longest (us) that spinning may pay. */
+uint32_t rs_spin_most(bool remote);
 
 #endif

@@ -778,7 +778,8 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 		} else {
 			k = kernel_sleep(ep, epfd, ev, max, timeout ? &left : NULL, mask);
 		}
-		SET(ep->spin, rs_spin_next(GET(ep->spin), rs_ticks() - start));
+		SET(ep->spin, rs_spin_next(GET(ep->spin), rs_ticks() - start,
+					   rs_spin_most(rs_links_remote())));
 		/* If others sleep on, and there is more than we take, they must hear of it. */
 		if (rs_epoll_asleep(ep, false) && GET(ep->sleepers))
 			rs_bell_ring(1u << GET(ep->bell));

@@ -148,8 +148,8 @@ static bool spin(struct set *s, uint64_t end_ns)
 		streams |= s->t[i].c && rs_spin_us(s->t[i].c);
 	if (!streams)
 		return false;
-	if (budget > rs_config.spin_us)
-		budget = rs_config.spin_us;
+	if (budget > rs_spin_most(rs_links_remote()))
+		budget = rs_spin_most(rs_links_remote());
 	end = rs_ticks() + budget * rs_ticks_per_us();
 	do {
 		for (nfds_t i = 0; i < s->n; i++) {
@@ -246,7 +246,7 @@ static int wait_set(struct set *s, const struct timespec *timeout, const sigset_
 		if (!mask && spin(s, timeout ? end : 0))
 			continue;
 		r = sleep_in_kernel(s, timeout ? &left : NULL, mask);
-		budget = rs_spin_next(budget, rs_ticks() - start);
+		budget = rs_spin_next(budget, rs_ticks() - start, rs_spin_most(rs_links_remote()));
 		if (r < 0) {
 			look(s);
 			return merge(s) && r == -EINTR && ask_kernel(s) > 0 ? ask_kernel(s) : r;

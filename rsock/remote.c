@@ -11,13 +11,12 @@
 
 #define PAGE ((size_t)4096)
 #define BLOCK (PAGE + RS_REMOTE_RING)
-#define CUT ((uint32_t)64 << 10) /* so that streams take turns on the wire */
 #define LEN_BITS 18
 #define LEN_MASK ((1u << LEN_BITS) - 1)
 #define BATCH 16
-#define LEASE_MS 4
+#define LEASE_MS 8
 
-_Static_assert(CUT <= LEN_MASK, "a length fits the immediate data");
+_Static_assert(RS_REMOTE_CUT <= LEN_MASK, "a length fits the immediate data");
 _Static_assert(RS_REMOTE_STREAMS <= 1u << (32 - LEN_BITS), "and a stream number beside it");
 _Static_assert(sizeof(struct rs_shm_slot) <= PAGE, "the words fit their page");
 
@@ -39,7 +38,7 @@ struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 	r->link = link;
 	r->in_tail = &r->in;
 	r->out_tail = &r->out;
-	r->armed = true; /* queue pairs begin so */
+	r->armed = true; /* queue pairs begin so (rdma/verbs.c) */
 	return r;
 }
 
@@ -272,19 +271,37 @@ bool rs_remote_progress(struct rs_remote *r)
 
 	if (rs_lock_mine(&r->lock) || !rs_trylock(&r->lock))
 		return true;
-	r->polled++;
 	any = poll_all(r);
+	r->polled += any;
 	unlock(r);
 	return any;
 }
 
 static void arm(struct rs_remote *r)
 {
-	__atomic_store_n(&r->lease, 0, __ATOMIC_RELAXED);
 	if (r->armed || !r->qp)
 		return;
-	r->armed = r->ops->arm(r->qp) == 0;
+	if (r->ops->arm(r->qp) != 0) {
+		broken(r);
+		return;
+	}
+	__atomic_store_n(&r->armed, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&r->lease, 0, __ATOMIC_RELAXED);
 	poll_all(r); /* what came before does not count */
+}
+
+static bool bell_asleep(const struct rs_remote *r)
+{
+	for (uint32_t b = 1; b < RS_BELLS; b++)
+		if (__atomic_load_n(&r->link->mine[0]->bells[b].asleep, __ATOMIC_SEQ_CST))
+			return true;
+	return false;
+}
+
+/* Somebody else than `woken` threads, who are about to be awake, sleeps. */
+static bool anybody_sleeps(const struct rs_remote *r, uint32_t woken)
+{
+	return __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) > woken || bell_asleep(r);
 }
 
 void rs_remote_spin(struct rs_remote *r)
@@ -292,17 +309,11 @@ void rs_remote_spin(struct rs_remote *r)
 	__atomic_fetch_add(&r->spinning, 1, __ATOMIC_SEQ_CST);
 }
 
-bool rs_remote_unspin(struct rs_remote *r, uint64_t *due)
+void rs_remote_unspin(struct rs_remote *r)
 {
-	uint64_t none = 0;
-
-	if (__atomic_sub_fetch(&r->spinning, 1, __ATOMIC_SEQ_CST) != 0 ||
-	    __atomic_load_n(&r->armed, __ATOMIC_RELAXED) ||
-	    __atomic_load_n(&r->lease, __ATOMIC_RELAXED))
-		return false;
-	*due = rs_now_ms() + LEASE_MS;
-	return __atomic_compare_exchange_n(&r->lease, &none, *due, false, __ATOMIC_SEQ_CST,
-					   __ATOMIC_RELAXED);
+	if (__atomic_sub_fetch(&r->spinning, 1, __ATOMIC_SEQ_CST) == 0 &&
+	    !__atomic_load_n(&r->armed, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0))
+		rs_remote_arm(r);
 }
 
 void rs_remote_arm(struct rs_remote *r)
@@ -318,14 +329,6 @@ void rs_remote_rest(struct rs_remote *r)
 	rs_remote_arm(r);
 }
 
-static bool bell_asleep(const struct rs_remote *r)
-{
-	for (uint32_t b = 1; b < RS_BELLS; b++)
-		if (__atomic_load_n(&r->link->mine[0]->bells[b].asleep, __ATOMIC_SEQ_CST))
-			return true;
-	return false;
-}
-
 void rs_remote_awake(struct rs_remote *r)
 {
 	__atomic_fetch_sub(&r->resting, 1, __ATOMIC_SEQ_CST);
@@ -333,45 +336,39 @@ void rs_remote_awake(struct rs_remote *r)
 
 uint64_t rs_remote_event(struct rs_remote *r)
 {
-	uint64_t due = rs_now_ms() + LEASE_MS;
 	uint32_t woken;
 
 	rs_lock(&r->lock);
 	if (r->qp) {
 		r->ops->disarm(r->qp);
-		r->armed = false;
+		__atomic_store_n(&r->lease, rs_now_ms() + LEASE_MS, __ATOMIC_RELAXED);
+		__atomic_store_n(&r->armed, false, __ATOMIC_SEQ_CST);
 		poll_all(r);
 	}
 	woken = unlock(r);
-	if (__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST))
-		return 0;
-	/* Whoever was woken will poll, or arm when it sleeps again. */
-	if (woken && __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) <= woken && !bell_asleep(r)) {
-		__atomic_store_n(&r->lease, due, __ATOMIC_SEQ_CST);
-		return due;
-	}
-	rs_remote_arm(r);
-	return 0;
+	if (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, woken))
+		rs_remote_arm(r);
+	return __atomic_load_n(&r->lease, __ATOMIC_RELAXED);
 }
 
 uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
 {
-	uint64_t lease = __atomic_load_n(&r->lease, __ATOMIC_RELAXED), due = 0;
+	uint64_t lease = __atomic_load_n(&r->lease, __ATOMIC_RELAXED);
 
-	if (!lease)
-		return 0;
-	if (now < lease)
+	if (!lease || now < lease)
 		return lease;
 	rs_lock(&r->lock);
-	if (r->polled == r->polled_then) {
+	if (r->polled == r->polled_then ||
+	    (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0))) {
 		arm(r);
 	} else {
-		due = now + LEASE_MS;
-		__atomic_store_n(&r->lease, due, __ATOMIC_RELAXED);
+		poll_all(r);
+		r->lease = now + LEASE_MS;
 	}
 	r->polled_then = r->polled;
+	lease = r->lease;
 	unlock(r);
-	return due;
+	return lease;
 }
 
 bool rs_remote_broken(const struct rs_remote *r)
@@ -461,7 +458,7 @@ void rs_remote_post(struct rs_chan *c)
 	while (c->posted < c->tail && r->qp) {
 		size_t pos = c->posted % RS_REMOTE_RING;
 		uint64_t left = c->tail - c->posted;
-		uint32_t n = left < CUT ? (uint32_t)left : CUT;
+		uint32_t n = left < RS_REMOTE_CUT ? (uint32_t)left : RS_REMOTE_CUT;
 		int e;
 
 		if (n > RS_REMOTE_RING - pos)
@@ -493,7 +490,7 @@ void rs_remote_credit(struct rs_chan *c)
 	uint64_t head = c->head;
 	int e;
 
-	if (head == c->told || (!c->eager && head - c->told < RS_REMOTE_RING / 4))
+	if (head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL))
 		return;
 	rs_lock(&r->lock);
 	if (r->qp) {

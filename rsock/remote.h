@@ -11,9 +11,25 @@
  * on a shm link.
  *
  * A receiver tells its head when a quarter of the ring was consumed, or at once when the sender
- * waits to close. The queue pair is polled by whoever waits: spinning threads, else the control
- * thread, for which the completion queue is armed when a thread sleeps, or when nobody has polled for
- * a while.
+ * waits to close.
+ *
+ * Who polls: whoever waits. To arm the completion queue costs a system call, and so does each event,
+ * so it is armed only for those who sleep. At any time it is
+ *  - armed: the next completion wakes the control thread, which polls; or
+ *  - on lease: the control thread comes by itself when the lease ends. It arms if somebody sleeps, or
+ *    if nobody has polled since it was there last; else the lease goes on.
+ * It leaves the first state only in rs_remote_event(), which begins a lease under the lock, and the
+ * second only by arming. So whatever completes is seen within a lease, whoever else does what. Nobody
+ * who sleeps has to wait for that:
+ *  - A sleeper says so (`resting`, or its bell's `asleep`), then arms and polls under the lock, then
+ *    looks again, then sleeps. What completed before that poll it sees; for what completes later the
+ *    queue is armed.
+ *  - rs_remote_event(), having disarmed, arms again at once if anybody sleeps still and nobody spins.
+ *  - A spinning thread polls for all. When it stops, it arms if anybody sleeps. It says so first
+ *    (`spinning`) and looks at `armed` then, rs_remote_event() does it the other way round: one of them
+ *    sees what the other did.
+ * A poll wakes all whom its completions concern (rs_shm_wake()), and leaves what is for the control
+ * thread (messages, room, a broken queue pair) in this struct and rings its bell.
  *
  * Everything that the peer writes is untrusted. Memory of rs_remote stays until nobody looks at the
  * link any more; a dead one says so by rs_remote_broken().
@@ -30,6 +46,8 @@
 #include "rsock/shm.h"
 
 #define RS_REMOTE_RING ((size_t)256 << 10)
+#define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
+#define RS_REMOTE_TELL (RS_REMOTE_RING / 4) /* bytes consumed that the sender is told of */
 #define RS_REMOTE_CHUNK 16u /* streams that get their memory together */
 #define RS_REMOTE_WAKES 64u
 #define RS_REMOTE_STREAMS (RS_SHM_SEGMENTS * RS_SHM_SLOTS)
@@ -55,10 +73,10 @@ struct rs_remote {
 	bool broken;
 	bool room; /* the send queue has room again: who found it full tries again */
 	uint32_t spinning; /* threads that poll by themselves */
-	uint32_t resting; /* threads that sleep */
+	uint32_t resting; /* threads that sleep on a slot */
 	bool armed;
-	uint32_t polled, polled_then; /* by other than the control thread; when it last looked */
-	uint64_t lease; /* ms: unarmed until then though nobody may be polling; 0: none */
+	uint32_t polled, polled_then; /* polls that found something; as of the last timer */
+	uint64_t lease; /* ms: when the control thread comes by itself; 0: it is armed */
 	struct rs_remote_chunk chunk[RS_REMOTE_STREAMS / RS_REMOTE_CHUNK];
 	uint8_t stalled[RS_REMOTE_STREAMS / 8]; /* streams that found the send queue full */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
@@ -87,18 +105,15 @@ void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), 
 
 /* Polls. True: something happened, or another thread is at it. Any thread, under any lock. */
 bool rs_remote_progress(struct rs_remote *r);
-/*
- * This thread polls / does not any more. The queue stays unarmed for a while after that, for the next
- * call is likely to poll again: true when the control thread must see to that at `*due` (ms).
- */
+/* This thread polls / does not any more. */
 void rs_remote_spin(struct rs_remote *r);
-bool rs_remote_unspin(struct rs_remote *r, uint64_t *due);
+void rs_remote_unspin(struct rs_remote *r);
 /* This thread is about to sleep until the control thread wakes it / is awake. After the first, look. */
 void rs_remote_rest(struct rs_remote *r);
 void rs_remote_awake(struct rs_remote *r);
 /* For who sleeps on a bell instead (its `asleep` says so). */
 void rs_remote_arm(struct rs_remote *r);
-/* Arms the queue if nobody polls any more; when (ms) to come again, 0: never. For the control thread. */
+/* Looks after the lease; when (ms) to come again, 0: it is armed. For the control thread. */
 uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now);
 /* The completion channel is readable: when (ms) to call the timer, 0: never. For the control thread. */
 uint64_t rs_remote_event(struct rs_remote *r);

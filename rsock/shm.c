@@ -226,23 +226,27 @@ static void ring_bells(struct rs_chan *c, uint32_t mask)
 	}
 }
 
-static void wake_futex(uint32_t *word)
+/* How many threads slept there. */
+static uint32_t wake_futex(uint32_t *word)
 {
+	long n = 0;
+
 	if (__atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST))
-		rs_futex_wake(word, INT_MAX, false);
+		n = rs_futex_wake(word, INT_MAX, false);
+	return n > 0 ? (uint32_t)n : 0;
 }
 
-bool rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx)
+uint32_t rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx)
 {
 	struct rs_shm_head *h = l->mine[id / RS_SHM_SLOTS], *h0 = l->mine[0];
 	struct rs_shm_slot *s = &h->slot[id % RS_SHM_SLOTS];
 	uint32_t *futex = rx ? &s->rx_wait : &s->tx_wait;
 	uint32_t mask = __atomic_load_n(rx ? &s->rx_mask : &s->tx_mask, __ATOMIC_SEQ_CST), ring = 0;
 	uint64_t bit = (uint64_t)1 << (id % 64);
-	bool slept = __atomic_load_n(futex, __ATOMIC_SEQ_CST);
+	uint32_t woken = 0;
 
-	if (slept)
-		wake_futex(futex);
+	if (__atomic_load_n(futex, __ATOMIC_SEQ_CST))
+		woken = wake_futex(futex);
 	while (mask) {
 		uint32_t b = (uint32_t)__builtin_ctz(mask), when;
 
@@ -260,7 +264,7 @@ bool rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx)
 	}
 	if (ring)
 		rs_bell_ring(ring & rs_bell_made());
-	return slept;
+	return woken;
 }
 
 static uint32_t cpu_now(void)
@@ -498,7 +502,8 @@ bool rs_chan_tx_writable(struct rs_chan *c)
 
 	/* While a larger ring can be had, there is room. */
 	used = c->tail - rs_chan_tx_head(c);
-	if (max && used > max / 3 * 2)
+	/* What was consumed over RDMA is told in large steps. */
+	if (max && used > max / 3 * 2 + (c->remote ? RS_REMOTE_TELL : 0))
 		return false;
 	if (c->tx_tier + 1 < tiers(c) && may_switch(c))
 		return true;
@@ -509,7 +514,8 @@ bool rs_chan_tx_room_now(const struct rs_chan *c)
 {
 	uint64_t head = __atomic_load_n(&c->peer->head, __ATOMIC_SEQ_CST);
 
-	return head > c->tx_head && head <= c->tail;
+	/* Another thread may have noted the head since the caller found no room. */
+	return (head > c->tx_head && head <= c->tail) || room(c) > 0;
 }
 
 /* ---- receiving ---- */

@@ -144,9 +144,9 @@ struct rs_shm_head *rs_shm_private(void);
 void rs_shm_private_free(struct rs_shm_head *head);
 /*
  * The link, instead of a peer process, moved data of slot `id`: wakes this process's own waiters, for
- * bytes (`rx`) or for room. True: a thread sleeps in the slot.
+ * bytes (`rx`) or for room. How many threads slept in the slot.
  */
-bool rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx);
+uint32_t rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx);
 /* Makes a slot fresh for a new stream; only when the peer cannot write it any more. */
 void rs_slot_reset(struct rs_shm_slot *s);
 

@@ -26,6 +26,7 @@
 #define ACK_TIMEOUT 14
 #define RETRIES 6
 #define RNR_FOR_EVER 7 /* a stopped process must not look like a dead path */
+#define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
 
 struct rs_qp {
 	struct rdma_cm_id *id;
@@ -235,6 +236,14 @@ static void rs_unlisten(void *l)
 	rdma_destroy_id(l);
 }
 
+/* The CM sets 0, which stands for 655 ms (IB spec 9.7.5.2.8): that long would a full queue stop us. */
+static void rnr_timer(struct rs_qp *qp)
+{
+	struct ibv_qp_attr attr = { .min_rnr_timer = RNR_TIMER };
+
+	ibv_modify_qp(qp->id->qp, &attr, IBV_QP_MIN_RNR_TIMER); /* else it is slow */
+}
+
 /* ---- events ---- */
 
 static int refused(const struct rdma_cm_event *cm)
@@ -304,6 +313,7 @@ static int rs_next_event(struct rs_rdma_event *ev)
 		step(qp, rdma_connect(qp->id, &param) == 0 ? 0 : errno, ev);
 		break;
 	case RDMA_CM_EVENT_ESTABLISHED:
+		rnr_timer(qp);
 		ev->what = RS_RDMA_UP;
 		break;
 	case RDMA_CM_EVENT_ADDR_ERROR:

@@ -1053,3 +1053,59 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 	rs_conn_unlock(c);
 	return r;
 }
+
+/* ---- the end of the process ---- */
+
+/* Under the lock: whether there is something that ends with this process, and must not. */
+static bool staged(const struct rs_conn *c)
+{
+	return c->bound && c->ch.remote && !c->plain && !c->reset && !c->sm.dead;
+}
+
+void rs_conn_exit(struct rs_conn *c)
+{
+	uint64_t n;
+
+	if (rs_lock_mine(&c->lock))
+		return; /* exit() in a signal handler, inside our own call */
+	rs_lock(&c->lock);
+	if (staged(c)) {
+		sync_acks(c);
+		rs_conn_take_control(c);
+		c->sm.refuse = true;
+		/* What is unread then, TCP answers with RST: so do we. */
+		if (!c->closed && rs_rx_plan(&c->sm, &n) == RS_RXP_RING &&
+		    rs_chan_rx_tail(&c->ch) > c->sm.rx_off)
+			rs_stream_close(&c->sm, true, rs_now_ms());
+		else
+			rs_stream_leave(&c->sm, RS_REASON_CLOSING, false);
+		rs_conn_settle(c);
+	}
+	rs_conn_unlock(c);
+}
+
+bool rs_conn_exited(struct rs_conn *c, bool hurry)
+{
+	bool over = true;
+	int outq = 0;
+
+	if (rs_lock_mine(&c->lock))
+		return true;
+	rs_lock(&c->lock);
+	if (staged(c)) {
+		rs_remote_progress(c->ch.remote);
+		sync_acks(c);
+		rs_conn_take_control(c);
+		rs_conn_flush_out(c);
+		rs_conn_settle(c);
+		over = !staged(c);
+		/*
+		 * What the peer still writes, a closed socket answers with RST. That throws away
+		 * what the peer's kernel does not have by then.
+		 */
+		if (!over && hurry && rs_tx_is_raw(&c->sm))
+			over = rs_sys3(SYS_ioctl, c->fd, TIOCOUTQ, &outq) != 0 || outq == 0;
+	}
+	rs_conn_unlock(c);
+	return over;
+}

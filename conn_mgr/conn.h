@@ -221,6 +221,12 @@ void rs_conn_message(struct rs_conn *c, const struct rs_msg *m);
 /* Plain for good without having been attached. */
 void rs_conn_give_up(struct rs_conn *c, enum rs_reason why);
 void rs_conn_ring(struct rs_conn *c);
+/*
+ * The process is about to end: what lies in staging rings goes to TCP, which outlives it. Then whether
+ * it is there; `hurry`: do not wait for the peer's answer.
+ */
+void rs_conn_exit(struct rs_conn *c);
+bool rs_conn_exited(struct rs_conn *c, bool hurry);
 /* The link has moved bytes or acknowledgements of a connection that the control thread cares for. */
 void rs_conn_poke(struct rs_conn *c);
 

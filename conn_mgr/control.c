@@ -20,6 +20,8 @@
 
 #define TICK_MS 50 /* how often candidates are looked at while there are any */
 #define STACK ((size_t)256 << 10)
+#define EXIT_MS 10000 /* exit() waits that long for TCP to take what was sent, */
+#define EXIT_ANSWER_MS 300 /* and that long for the peer to have seen it */
 #define LINGER_MS 1000 /* idle that long: the thread ends */
 
 /* epoll data words: a source, or a connection with the lowest bit set */
@@ -355,6 +357,49 @@ bool rs_control_pause(void)
 	__atomic_store_n(&pausing, 0, __ATOMIC_SEQ_CST);
 	rs_unlock(&lock);
 	return true;
+}
+
+/* False: it does not stop. (We may be in a signal handler that has interrupted what it waits for.) */
+static bool stop_for_exit(void)
+{
+	__atomic_store_n(&pausing, 1, __ATOMIC_SEQ_CST);
+	rs_control_kick();
+	for (int i = 0; i < 2000 && rs_control_running(); i++) {
+		struct timespec ts = { 0, 100000 };
+
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+	}
+	if (!rs_control_running())
+		return true;
+	__atomic_store_n(&pausing, 0, __ATOMIC_SEQ_CST);
+	return false;
+}
+
+static bool all_exited(bool hurry)
+{
+	bool all = true;
+
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		all &= rs_conn_exited(c, hurry);
+	return all;
+}
+
+void rs_control_exit(void)
+{
+	uint64_t start = rs_now_ms(), now = start;
+
+	if (!rs_control_running() || (!rs_control_self() && !stop_for_exit()))
+		return;
+	/* The list is ours now. */
+	take_added();
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		rs_conn_exit(c);
+	while (!all_exited(now > start + EXIT_ANSWER_MS) && now < start + EXIT_MS) {
+		struct timespec ts = { 0, 200000 };
+
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+		now = rs_now_ms();
+	}
 }
 
 void rs_control_main_exits(void)

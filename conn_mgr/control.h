@@ -23,6 +23,8 @@ int rs_control_start(void);
 bool rs_control_running(void);
 /* Ends the thread, but keeps its work for the next start; false: it did not run. */
 bool rs_control_pause(void);
+/* At the end of a process that has used RDMA: until TCP has what was sent. */
+void rs_control_exit(void);
 /* main() has called pthread_exit(): the process must end when no other thread of its own is left. */
 void rs_control_main_exits(void);
 /* True on the control thread itself. */

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 
@@ -127,10 +128,21 @@ static void *load_library(void)
 	return h ? h : dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
 }
 
+static int hide(int fd)
+{
+	return rs_fd_private(fd) ? fd : rs_fd_hide(fd);
+}
+
+static void at_exit(void)
+{
+	if (state == LOADED)
+		rs_control_exit();
+}
+
 /* 0 or -errno. */
 static int load(void)
 {
-	const struct rs_rdma_host host = { rs_fd_hide };
+	const struct rs_rdma_host host = { hide, rs_fd_close };
 	void *h;
 	int fd, r;
 
@@ -158,6 +170,8 @@ static int load(void)
 		rs_log(RS_LOG_INFO, "no RDMA: %s", r == -ENODEV ? "no device" : "cannot open");
 		return r;
 	}
+	/* Runs before the destructors of the libraries that were just loaded. */
+	atexit(at_exit);
 	__atomic_store_n(&state, LOADED, __ATOMIC_RELEASE);
 	return 0;
 }
@@ -295,8 +309,10 @@ static void cm_event(struct rs_source *s, uint32_t events)
 
 void rs_rdma_forget(void)
 {
-	if (state == LOADED)
+	if (state == LOADED) {
+		ops->forget();
 		state = UNUSABLE;
+	}
 	look_at = 0;
 	plain_lock.word = 0;
 }

@@ -21,7 +21,7 @@
  */
 #define REMOTE_SPIN 20u
 /* The kernel's part of a software device may need this very CPU. */
-#define YIELD_EVERY 64u
+#define YIELD_EVERY 16u
 
 void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo)
 {

@@ -113,9 +113,12 @@ int rsock_close(int fd)
 	uintptr_t word = rs_file(fd);
 
 	if (!word) {
-		if (rs_fd_private(fd))
+		if (!rs_fd_private(fd))
+			return rs_real.close(fd);
+		if (!rs_control_self())
 			return fail(-EBADF);
-		return rs_real.close(fd);
+		rs_fd_close(fd); /* the RDMA libraries, which close what they have opened */
+		return 0;
 	}
 	if (!rs_files_foreign()) {
 		word = rs_file_take(fd);

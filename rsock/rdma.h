@@ -18,14 +18,16 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define RS_RDMA_ABI 1
+#define RS_RDMA_ABI 2
 #define RS_RDMA_HELLO_MAX 56 /* private data of a CM request in RDMA_PS_TCP (rdma_connect(3)) */
 
 struct rs_qp;
 
 /* What the object needs of its host. */
 struct rs_rdma_host {
-	int (*hide)(int fd); /* to where the program does not look; the new number */
+	int (*hide)(
+		int fd); /* to where the program does not look; the new number; again: the same */
+	void (*close)(int fd); /* what was hidden */
 };
 
 /* Registered memory; `mr` is the object's own. */
@@ -108,6 +110,8 @@ struct rs_rdma_ops {
 	int (*arm)(struct rs_qp *qp);
 	/* "mlx5_0", for people. */
 	const char *(*device)(struct rs_qp *qp);
+	/* In a forked child: closes what it has inherited. Nothing else may be called any more. */
+	void (*forget)(void);
 };
 
 /* The only symbol of librsock-rdma.so. */

@@ -18,6 +18,7 @@
 #define RECV_DEPTH 512u
 #define SIGNAL_EVERY 32u
 #define INLINE_MAX 64u
+#define DEVICES 16
 #define RESOLVE_MS 1000
 /*
  * 4.096 us * 2^14 = 67 ms until the first retry, six of them: a dead path is known in half a second
@@ -29,6 +30,7 @@
 #define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
 
 struct rs_qp {
+	struct rs_qp *next, **prev;
 	struct rdma_cm_id *id;
 	struct ibv_comp_channel *channel;
 	struct ibv_cq *cq;
@@ -45,6 +47,8 @@ struct rs_qp {
 
 static struct rs_rdma_host host;
 static struct rdma_event_channel *events;
+static struct ibv_context *devices[DEVICES];
+static struct rs_qp *qps; /* those with a completion channel */
 
 /* ---- opening ---- */
 
@@ -98,14 +102,34 @@ static void unmake(struct rs_qp *qp)
 		ibv_dereg_mr(qp->mr);
 	if (qp->cq)
 		ibv_destroy_cq(qp->cq);
-	if (qp->channel)
+	if (qp->channel) {
+		*qp->prev = qp->next;
+		if (qp->next)
+			qp->next->prev = qp->prev;
 		ibv_destroy_comp_channel(qp->channel);
+	}
 	if (qp->bytes)
 		munmap(qp->bytes, BYTES);
 	qp->mr = NULL;
 	qp->cq = NULL;
 	qp->channel = NULL;
 	qp->bytes = NULL;
+}
+
+/*
+ * libibverbs opens two descriptors per device, which it shares between all ids. The numbers are in
+ * public fields that it reads at each use (verbs.h, struct ibv_context), so they can be moved. Once
+ * for each device: what host.hide() has moved it gives back as it is.
+ */
+static void hide_device(struct ibv_context *verbs)
+{
+	for (int i = 0; i < DEVICES && devices[i] != verbs; i++)
+		if (!devices[i]) {
+			devices[i] = verbs;
+			break;
+		}
+	verbs->cmd_fd = host.hide(verbs->cmd_fd);
+	verbs->async_fd = host.hide(verbs->async_fd);
 }
 
 /* Everything that needs the device; the id is bound to one by now. */
@@ -122,9 +146,15 @@ static int make(struct rs_qp *qp)
 	uint8_t timeout = ACK_TIMEOUT;
 	void *p;
 
+	hide_device(qp->id->verbs);
 	qp->channel = ibv_create_comp_channel(qp->id->verbs);
 	if (!qp->channel)
 		goto fail;
+	qp->next = qps;
+	qp->prev = &qps;
+	if (qps)
+		qps->prev = &qp->next;
+	qps = qp;
 	qp->channel->fd = host.hide(qp->channel->fd);
 	nonblocking(qp->channel->fd);
 	qp->cq = ibv_create_cq(qp->id->verbs, SEND_DEPTH + RECV_DEPTH, NULL, qp->channel, 0);
@@ -476,6 +506,19 @@ static int rs_arm(struct rs_qp *qp)
 	return ibv_req_notify_cq(qp->cq, 0) == 0 ? 0 : -EIO;
 }
 
+/* The parent's, which the child would keep from going away with it. */
+static void rs_forget(void)
+{
+	for (struct rs_qp *qp = qps; qp; qp = qp->next)
+		host.close(qp->channel->fd);
+	for (int i = 0; i < DEVICES && devices[i]; i++) {
+		host.close(devices[i]->cmd_fd);
+		host.close(devices[i]->async_fd);
+	}
+	if (events)
+		host.close(events->fd);
+}
+
 static const char *rs_device(struct rs_qp *qp)
 {
 	return qp->id->verbs ? ibv_get_device_name(qp->id->verbs->device) : "";
@@ -511,4 +554,5 @@ __attribute__((visibility("default"))) const struct rs_rdma_ops rs_rdma_ops = {
 	.disarm = rs_disarm,
 	.arm = rs_arm,
 	.device = rs_device,
+	.forget = rs_forget,
 };

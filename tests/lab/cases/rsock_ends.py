@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
+"""How connections over RDMA end, by will or by force, and who stays on TCP for which reason."""
+import json
+import re
+import time
+
+from lab import check, needs
+
+RSOCK = ["rsock", "run"]
+PORT = 7200
+
+# The byte at offset o of a direction is always the same: any prefix can be checked.
+SOURCE = r'''
+import json, os, socket, sys, time
+role, address, port, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+import random
+unit = random.Random(7).randbytes(1 << 20)
+PATTERN = unit * 3
+
+
+def tell(**what):
+    print(json.dumps(what), flush=True)
+
+
+def connected():
+    if role == "client":
+        return socket.create_connection((address, port))
+    with socket.create_server((address, port)) as listener:
+        return listener.accept()[0]
+
+
+def send(s, count=1 << 60):
+    at = 0
+    try:
+        while at < count:
+            i = at % len(unit)
+            at += s.send(PATTERN[i:i + min(100000, count - at)])
+    except OSError as e:
+        return at, type(e).__name__
+    return at, None
+
+
+def receive(s, slow=0):
+    at, error, good = 0, None, True
+    try:
+        while data := s.recv(65536):
+            i = at % len(unit)
+            good &= data == PATTERN[i:i + len(data)]
+            at += len(data)
+            if slow:
+                time.sleep(slow)
+    except OSError as e:
+        error = type(e).__name__
+    return at, error, good
+
+
+s = connected()
+tell(connected=True)
+time.sleep(0.4)
+s.sendall(b"!") if role == "client" else s.recv(1)
+s.sendall(b"!") if role == "server" else s.recv(1)
+tell(ready=True)
+if how == "send":
+    tell(sent=send(s))
+elif how.startswith("send="):
+    tell(sent=send(s, int(how[5:])))
+    s.close()
+elif how == "receive":
+    at, error, good = receive(s)
+    tell(got=at, error=error, good=good)
+elif how == "hold":
+    time.sleep(60)
+elif how == "unread":  # leaves what has come where it is
+    time.sleep(0.5)
+    s.close()
+    time.sleep(0.5)
+elif how == "fork":
+    while data := s.recv(65536):
+        pid = os.fork()
+        if not pid:
+            s.sendall(b"child " + data[:10])
+            os._exit(0)
+        os.waitpid(pid, 0)
+        s.sendall(b"parent")
+elif how == "forked":
+    for i in range(3):
+        s.sendall(b"0123456789" * 100)
+        want = b"child 0123456789parent"
+        got = b""
+        while len(got) < len(want):
+            got += s.recv(1000)
+        tell(round=i, same=got == want)
+    s.shutdown(socket.SHUT_WR)
+    tell(eof=s.recv(1) == b"")
+'''
+
+
+def start(host, role, address, how, prefix=(*RSOCK,), port=PORT):
+    host.put("/tmp/ends.py", SOURCE)
+    process = host.spawn([*prefix, "python3", "/tmp/ends.py", role, address, port, how])
+    if role == "server":
+        process.wait_listening(port)
+    return process
+
+
+def pair(lab, client, server, **how):
+    a, b = lab.hosts
+    ends = [start(b, "server", b.ip, server, **how), start(a, "client", b.ip, client, **how)]
+    for end in ends:
+        end.wait_line("ready")
+    return ends[1], ends[0]
+
+
+def last(process, timeout=20):
+    process.wait(timeout)
+    lines = process.text().splitlines()
+    check(process.status == 0, process.story())
+    return json.loads(lines[-1])
+
+
+def rows(host):
+    said = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
+    return [row for row in said if row["peer"]]
+
+
+def case_close_with_unread_data_resets(lab):
+    client, server = pair(lab, "send", "unread")
+    said = last(client)["sent"]
+    check(said[1] in ("ConnectionResetError", "BrokenPipeError"), "no reset: %s" % said)
+    client, server = pair(lab, "unread", "send", port=PORT + 1)
+    said = last(server)["sent"]
+    check(said[1] in ("ConnectionResetError", "BrokenPipeError"), "no reset: %s" % said)
+
+
+@needs(timeout=150)
+def case_a_killed_sender_is_never_a_silent_cut(lab):
+    for i in range(16):
+        sends, port = ("client", "server")[i % 2], PORT + i
+        ends = pair(lab, *(("send", "receive") if sends == "client" else ("receive", "send")),
+                    port=port)
+        victim, other = ends if sends == "client" else ends[::-1]
+        time.sleep((0, 0.003, 0.02, 0.1, 0.25)[i % 5])
+        victim.kill()
+        said = last(other)
+        check(said["good"], "wrong bytes: %s" % said)
+        check(said["error"] == "ConnectionResetError", "a silent cut: %s" % said)
+
+
+@needs(timeout=120)
+def case_a_killed_receiver_is_noticed(lab):
+    for i in range(8):
+        sends, port = ("client", "server")[i % 2], PORT + i
+        ends = pair(lab, *(("send", "receive") if sends == "client" else ("receive", "send")),
+                    port=port)
+        other, victim = ends if sends == "client" else ends[::-1]
+        time.sleep((0, 0.01, 0.1)[i % 3])
+        victim.kill()
+        said = last(other)["sent"]
+        check(said[1] in ("ConnectionResetError", "BrokenPipeError"), "not noticed: %s" % said)
+
+
+@needs(timeout=120)
+def case_RDMA_blocked_in_the_middle(lab):
+    """The stream leaves for TCP, and not a byte is missing."""
+    a, _ = lab.hosts
+    total = 96 << 20
+    for i, (client, server) in enumerate(((f"send={total}", "receive"),
+                                          ("receive", f"send={total}"))):
+        ends = pair(lab, client, server, port=PORT + i)
+        receiver = ends[1] if client.startswith("send") else ends[0]
+        time.sleep(0.15)
+        before = rows(a)
+        check(before and before[0]["path"] == "rdma", "not on RDMA: %s" % before)
+        begin = time.monotonic()
+        a.block_roce()
+        while any(row["path"] == "rdma" for row in rows(a)):
+            check(time.monotonic() < begin + 5, "still on RDMA: %s" % rows(a))
+            time.sleep(0.02)
+        took = time.monotonic() - begin
+        said = last(receiver, 40)
+        check(said == {"got": total, "error": None, "good": True}, "%s" % said)
+        check(took < 2, "left after %.1f s" % took)
+        for end in ends:
+            end.good()
+        a.unblock_roce()
+
+
+def case_fork_with_a_live_connection(lab):
+    client, server = pair(lab, "forked", "fork")
+    check(last(client) == {"eof": True}, client.story())
+    check(client.text().count('"same": true') == 3, client.story())
+    server.good()
+    client, server = pair(lab, "fork", "forked", port=PORT + 1)
+    check(last(server) == {"eof": True}, server.story())
+    check(server.text().count('"same": true') == 3, server.story())
+    client.good()
+
+
+def stays_on_tcp(lab, reasons, prefixes):
+    """`reasons`: of the client and the server, None where it is not under rsock."""
+    a, b = lab.hosts
+    server = start(b, "server", b.ip, "hold", prefixes[1])
+    client = start(a, "client", b.ip, "hold", prefixes[0])
+    client.wait_line("ready", 5)
+    server.wait_line("ready", 5)
+    end = time.monotonic() + 10
+    for host, want in ((a, reasons[0]), (b, reasons[1])):
+        while want:
+            found = [row for row in rows(host) if "listen" not in row["path"]]
+            if found and found[0]["reason"] != "starting" or time.monotonic() > end:
+                check(found and found[0]["path"] == "tcp" and found[0]["reason"] in want,
+                      "%s: %s, not %s" % (host.name, found, want))
+                break
+            time.sleep(0.1)
+    client.kill()
+    server.kill()
+
+
+def case_only_the_client_runs_rsock(lab):
+    stays_on_tcp(lab, (("peer-plain",), None), (RSOCK, ()))
+
+
+def case_only_the_server_runs_rsock(lab):
+    stays_on_tcp(lab, (None, ("peer-plain",)), ((), RSOCK))
+
+
+def user(*more):
+    """As somebody who may do little."""
+    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *more]
+
+
+def case_no_permission_on_the_devices(lab):
+    for host in lab.hosts:
+        host.run("chmod 600 /dev/infiniband/*", check=True)
+    stays_on_tcp(lab, (("no-device",), None), (user(*RSOCK), RSOCK))
+
+
+def case_little_memory_may_be_locked(lab):
+    for host in lab.hosts:
+        host.run("chmod 666 /dev/infiniband/*", check=True)
+    limited = user("prlimit", "--memlock=65536:65536", *RSOCK)
+    stays_on_tcp(lab, (("memlock",), None), (limited, RSOCK))
+    stays_on_tcp(lab, (("memlock", "peer-plain"), ("memlock", "peer-plain", "no-route")),
+                 (RSOCK, limited))
+
+
+@needs(timeout=90)
+def case_redis(lab):
+    a, b = lab.hosts
+    server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", b.ip, "--save", "",
+                      "--protected-mode", "no"])
+    server.wait_listening(6379)
+    bench = a.spawn([*RSOCK, "redis-benchmark", "-h", b.ip, "-n", "20000", "-c", "20", "-d", "500",
+                     "-t", "set,get,lpush,lrange_100", "-q"])
+    paths = set()
+    while bench.running():
+        paths |= {row["path"] for row in rows(b)}
+        time.sleep(0.2)
+    bench.good(60)
+    check(re.search(r"LRANGE_100.*requests per second", bench.text()), bench.story())
+    check("rdma" in paths, "paths: %s" % paths)
+    server.end()
+
+
+@needs(timeout=90)
+def case_iperf3(lab):
+    a, b = lab.hosts
+    for more in ([], ["-R"], ["-P", "4"]):
+        server = b.spawn([*RSOCK, "iperf3", "-s", "-1", "-B", b.ip])
+        server.wait_listening(5201)
+        client = a.spawn([*RSOCK, "iperf3", "-c", b.ip, "-t", "2", "-J", *more])
+        client.wait_line("", 10)
+        paths = set()
+        while client.running():
+            paths |= {row["path"] for row in rows(a)}
+            time.sleep(0.2)
+        said = json.loads(client.good(20))
+        check("error" not in said, "%s" % said.get("error"))
+        check(said["end"]["sum_received"]["bytes"] > 1 << 20, "%s" % said["end"])
+        check("rdma" in paths, "paths: %s" % paths)
+        server.good(10)

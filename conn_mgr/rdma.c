@@ -140,18 +140,12 @@ static void at_exit(void)
 }
 
 /* 0 or -errno. */
-static int load(void)
+static int open_library(void)
 {
 	const struct rs_rdma_host host = { hide, rs_fd_close };
-	void *h;
+	void *h = load_library();
 	int fd, r;
 
-	if (state == LOADED)
-		return 0;
-	if (state == UNUSABLE || !rs_rdma_likely())
-		return -ENODEV;
-	state = UNUSABLE;
-	h = load_library();
 	if (!h) {
 		rs_log(RS_LOG_INFO, "no RDMA: %s", dlerror());
 		return -ENODEV;
@@ -166,14 +160,26 @@ static int load(void)
 		cm_source.event = cm_event;
 		r = rs_control_watch(fd, EPOLLIN, &cm_source);
 	}
-	if (r != 0) {
+	if (r != 0)
 		rs_log(RS_LOG_INFO, "no RDMA: %s", r == -ENODEV ? "no device" : "cannot open");
-		return r;
-	}
+	return r;
+}
+
+/* 0 or -errno. Takes a while, in which other threads still think that there may be a device. */
+static int load(void)
+{
+	int r;
+
+	if (state == LOADED)
+		return 0;
+	if (state == UNUSABLE || !rs_rdma_likely())
+		return -ENODEV;
+	r = open_library();
 	/* Runs before the destructors of the libraries that were just loaded. */
-	atexit(at_exit);
-	__atomic_store_n(&state, LOADED, __ATOMIC_RELEASE);
-	return 0;
+	if (r == 0)
+		atexit(at_exit);
+	__atomic_store_n(&state, r == 0 ? LOADED : UNUSABLE, __ATOMIC_RELEASE);
+	return r;
 }
 
 /* ---- rendezvous ---- */

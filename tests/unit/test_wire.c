@@ -160,11 +160,15 @@ static struct rs_msg sample(uint8_t type)
 		memset(m.tuple.client_ip, 0xc1, 16);
 		memset(m.tuple.server_ip, 0x5e, 16);
 		memset(m.secret, 0x17, sizeof(m.secret));
+		m.block = 0x7f12345678abc000;
+		m.block_key = 0x8765fedc;
 		break;
 	case RS_MSG_CLAIM_OK:
 		m.id = 5;
 		m.from = 0xfffffffe;
 		memset(m.secret, 0x71, sizeof(m.secret));
+		m.block = 0x7fedcba987651000;
+		m.block_key = 0x01020304;
 		break;
 	case RS_MSG_CLAIM_NO:
 		m.id = 5;

@@ -359,9 +359,11 @@ bool rs_control_pause(void)
 	return true;
 }
 
-/* False: it does not stop. (We may be in a signal handler that has interrupted what it waits for.) */
-static bool stop_for_exit(void)
+/* We may be in a signal handler that has interrupted what the thread waits for. */
+bool rs_control_stop(void)
 {
+	if (!rs_control_running())
+		return true;
 	__atomic_store_n(&pausing, 1, __ATOMIC_SEQ_CST);
 	rs_control_kick();
 	for (int i = 0; i < 2000 && rs_control_running(); i++) {
@@ -388,10 +390,10 @@ void rs_control_exit(void)
 {
 	uint64_t start = rs_now_ms(), now = start;
 
-	if (!rs_control_running() || (!rs_control_self() && !stop_for_exit()))
+	if (!rs_control_running() || (!rs_control_self() && !rs_control_stop()))
 		return;
 	/* The list is ours now. */
-	take_added();
+	rs_control_take_added();
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
 		rs_conn_exit(c);
 	while (!all_exited(now > start + EXIT_ANSWER_MS) && now < start + EXIT_MS) {

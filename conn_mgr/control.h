@@ -25,6 +25,8 @@ bool rs_control_running(void);
 bool rs_control_pause(void);
 /* At the end of a process that has used RDMA: until TCP has what was sent. */
 void rs_control_exit(void);
+/* The process ends: stops the thread, its work is the caller's. False: it does not stop. */
+bool rs_control_stop(void);
 /* main() has called pthread_exit(): the process must end when no other thread of its own is left. */
 void rs_control_main_exits(void);
 /* True on the control thread itself. */

@@ -133,7 +133,7 @@ static int hide(int fd)
 	return rs_fd_private(fd) ? fd : rs_fd_hide(fd);
 }
 
-static void at_exit(void)
+void rs_rdma_exit(void)
 {
 	if (state == LOADED)
 		rs_control_exit();
@@ -177,7 +177,7 @@ static int load(void)
 	r = open_library();
 	/* Runs before the destructors of the libraries that were just loaded. */
 	if (r == 0)
-		atexit(at_exit);
+		atexit(rs_rdma_exit);
 	__atomic_store_n(&state, r == 0 ? LOADED : UNUSABLE, __ATOMIC_RELEASE);
 	return r;
 }

@@ -35,6 +35,8 @@ void rs_rdma_unlisten(void *listener);
 struct rs_link *rs_rdma_link(const struct rs_tuple *t, int *err);
 /* A link that was still being set up is given up: remembers that nobody answered. */
 void rs_rdma_refused(const struct rs_link *l);
+/* Before the process ends: what is in staging goes to TCP. */
+void rs_rdma_exit(void);
 /* In a forked child: the libraries' state is the parent's, this process cannot use them. */
 void rs_rdma_forget(void);
 

@@ -10,6 +10,7 @@
 #include "conn_mgr/control.h"
 #include "conn_mgr/peer.h"
 #include "conn_mgr/proof.h"
+#include "conn_mgr/rdma.h"
 #include "conn_mgr/real.h"
 #include "preload/epoll.h"
 #include "preload/files.h"
@@ -321,9 +322,10 @@ void rs_process_exits(void)
 {
 	struct unflushed u;
 
-	if (!rs_control_running() || rs_files_foreign() || rs_control_self() || !rs_control_pause())
+	if ((!rs_control_running() && !rs_control_conns) || rs_files_foreign() || rs_control_self())
 		return;
-	if (!flush_all(&u))
+	rs_rdma_exit();
+	if (!rs_control_stop() || !flush_all(&u))
 		return;
 	rs_links_inherit();
 	if (rs_sys6(SYS_clone, 0, 0, 0, 0, 0, 0) == 0)

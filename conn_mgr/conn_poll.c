@@ -30,7 +30,8 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		rs_conn_take_control(c);
 	switch (rs_rx_plan(&c->sm, &limit)) {
 	case RS_RXP_TCP:
-		ask |= in | POLLRDHUP;
+		/* The end, or RST, may be there behind bytes that only the program will take. */
+		ask |= in | POLLRDHUP | POLLERR | POLLHUP;
 		break;
 	case RS_RXP_MARK:
 		if (!c->sm.rx_held)

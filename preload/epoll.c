@@ -527,7 +527,7 @@ static uint32_t item_mask(struct item *it)
 					EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND);
 	uint32_t ask, mask = rs_conn_poll(it->c, events, &ask);
 
-	if (ask & ~(uint32_t)(EPOLLERR | EPOLLHUP)) {
+	if (ask) {
 		struct pollfd p = { .fd = it->fd, .events = (short)ask };
 
 		if (rs_sys6(SYS_poll, (long)&p, 1, 0, 0, 0, 0) > 0 && !(p.revents & POLLNVAL)) {

@@ -23,7 +23,6 @@
 
 #define BUCKETS 64u
 #define KERNEL_EVERY_US 50 /* the kernel's fds of a busy set are looked at this often */
-#define BATCH 256
 /* What the kernel leaves of a one-shot's events when it has fired. */
 #define ONESHOT_PRIVATE ((unsigned long)(EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE))
 /* What may stand beside EPOLLEXCLUSIVE. */
@@ -49,10 +48,14 @@ struct item {
 #define SET(x, v) __atomic_store_n(&(x), (v), __ATOMIC_RELAXED)
 
 struct rs_epoll {
+	uint32_t refs; /* descriptors, and calls in progress */
+	uint32_t nfds; /* descriptors */
 	struct rs_lock lock; /* the items; taken before connection locks */
 	struct rs_lock ready_lock; /* the queue; a leaf */
 	struct rs_lock mark_lock; /* the bell */
-	int epfd;
+	int epfd; /* one of its descriptors; */
+	bool own_fd; /* the program has none any more, and this is ours */
+	bool forked; /* `refs` counts threads of the parent too */
 	struct item *hash[BUCKETS];
 	struct item *ready, **ready_tail;
 	uint32_t nready;
@@ -85,10 +88,41 @@ struct rs_epoll *rs_epoll_new(int epfd)
 		return NULL;
 	memset(ep, 0, sizeof(*ep));
 	ep->epfd = epfd;
+	ep->nfds = 1;
 	ep->ready_tail = &ep->ready;
 	ep->spin = rs_config.spin_us;
 	rs_sys3(SYS_getrandom, &ep->tag, sizeof(ep->tag), 0);
+	__atomic_store_n(&ep->refs, 1, __ATOMIC_RELEASE);
 	return ep;
+}
+
+/* A reference, unless the set is gone. */
+static bool get(struct rs_epoll *ep)
+{
+	uint32_t refs = __atomic_load_n(&ep->refs, __ATOMIC_RELAXED);
+
+	while (refs)
+		if (__atomic_compare_exchange_n(&ep->refs, &refs, refs + 1, false, __ATOMIC_SEQ_CST,
+						__ATOMIC_RELAXED))
+			return true;
+	return false;
+}
+
+struct rs_epoll *rs_epoll_of(int epfd)
+{
+	for (;;) {
+		uintptr_t word = rs_file(epfd);
+		struct rs_epoll *ep = rs_file_pointer(word);
+
+		if (rs_file_kind(word) != RS_KIND_EPOLL)
+			return NULL;
+		if (get(ep)) {
+			if (rs_file(epfd) == word)
+				return ep;
+			rs_epoll_put(ep);
+		}
+		/* Closed, perhaps reused, meanwhile. */
+	}
 }
 
 static struct item *item_of(struct rs_watch *w)
@@ -150,16 +184,20 @@ static void unqueue(struct item *it)
 
 /* ---- what connections tell us, under their lock ---- */
 
+static void say(struct item *it)
+{
+	push(it);
+	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
+		rs_bell_ring(1u << GET(it->ep->bell));
+}
+
 static void changed(struct rs_watch *w, struct rs_conn *c)
 {
 	struct item *it = item_of(w);
 
 	(void)c;
-	if (GET(it->in_kernel) || GET(it->disarmed))
-		return;
-	push(it);
-	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
-		rs_bell_ring(1u << GET(it->ep->bell));
+	if (!GET(it->in_kernel) && !GET(it->disarmed))
+		say(it);
 }
 
 /*
@@ -258,9 +296,7 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 	rs_conn_want(c, GET(it->ep->bell), false);
 	if (GET(it->ep->nested))
 		rs_links_asleep(GET(it->ep->bell), RS_BELL_ALWAYS);
-	push(it);
-	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
-		rs_bell_ring(1u << GET(it->ep->bell));
+	say(it);
 }
 
 /* A set that another one watches: set the alarm again, and ring if something is ready still. */
@@ -301,21 +337,48 @@ static void remove_item(struct rs_epoll *ep, struct item **where)
 	free(it);
 }
 
-void rs_epoll_set_fd(struct rs_epoll *ep, int epfd)
+bool rs_epoll_fd_added(struct rs_epoll *ep)
 {
+	if (!get(ep))
+		return false;
 	rs_lock(&ep->lock);
-	SET(ep->epfd, epfd);
+	ep->nfds++;
 	rs_unlock(&ep->lock);
+	return true;
 }
 
-void rs_epoll_free(struct rs_epoll *ep)
+void rs_epoll_fd_closed(struct rs_epoll *ep, int fd, int other)
 {
+	rs_lock(&ep->lock);
+	if (--ep->nfds == 0) {
+		long own = -EBADF;
+
+		/* Somebody is inside: as in the kernel, the set lives until he comes out. */
+		if (__atomic_load_n(&ep->refs, __ATOMIC_SEQ_CST) > 1 && !ep->forked)
+			own = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+		if (own >= 0) {
+			SET(ep->epfd, rs_fd_hide((int)own));
+			ep->own_fd = true;
+		}
+	} else if (GET(ep->epfd) == fd && other >= 0) {
+		SET(ep->epfd, other);
+	}
+	rs_unlock(&ep->lock);
+	rs_epoll_put(ep);
+}
+
+void rs_epoll_put(struct rs_epoll *ep)
+{
+	if (__atomic_sub_fetch(&ep->refs, 1, __ATOMIC_SEQ_CST) != 0)
+		return;
 	rs_lock(&ep->lock);
 	for (uint32_t b = 0; b < BUCKETS; b++)
 		while (ep->hash[b])
 			remove_item(ep, &ep->hash[b]);
 	rs_bell_put(ep->bell);
 	ep->bell = 0;
+	if (ep->own_fd)
+		rs_fd_close(ep->epfd);
 	rs_unlock(&ep->lock);
 	rs_lock(&pool_lock);
 	ep->free_next = pool;
@@ -326,22 +389,25 @@ void rs_epoll_free(struct rs_epoll *ep)
 void rs_epoll_conn_closed(struct rs_conn *c)
 {
 	for (;;) {
-		struct rs_epoll *ep;
-		struct item *it, **p;
-		int fd;
+		struct rs_epoll *ep = NULL;
+		struct item **p;
+		int fd = -1;
 
 		rs_lock(&c->lock);
-		it = c->watches ? item_of(c->watches) : NULL;
-		ep = it ? it->ep : NULL;
-		fd = it ? it->fd : -1;
+		for (struct rs_watch *w = c->watches; w && !ep; w = w->next)
+			if (get(item_of(w)->ep)) { /* else it is about to drop all its items */
+				ep = item_of(w)->ep;
+				fd = item_of(w)->fd;
+			}
 		rs_unlock(&c->lock);
 		if (!ep)
 			return;
-		rs_lock(&ep->lock); /* sets are type-stable: this is one, if perhaps another */
+		rs_lock(&ep->lock);
 		p = find(ep, fd, c);
 		if (*p)
 			remove_item(ep, p);
 		rs_unlock(&ep->lock);
+		rs_epoll_put(ep);
 	}
 }
 
@@ -410,7 +476,7 @@ static int modify_item(struct rs_epoll *ep, struct item *it, struct epoll_event 
 		it->data = ev->data;
 		SET(it->disarmed, false);
 		if (!it->in_kernel)
-			changed(&it->watch, it->c);
+			say(it);
 	}
 	rs_unlock(&it->c->lock);
 	if (r != 0) {
@@ -520,17 +586,18 @@ static void harvest(struct rs_epoll *ep)
 		rs_link_harvest(l, GET(ep->bell), take_news, ep);
 }
 
-/* What the item has to report now. */
+/* What the item's connection is ready for. */
 static uint32_t item_mask(struct item *it)
 {
 	uint32_t events = it->events & (EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLRDNORM |
 					EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND);
-	uint32_t ask, mask = rs_conn_poll(it->c, events, &ask);
+	uint32_t ask, mask;
 
+	mask = rs_conn_poll(it->c, events, &ask);
 	if (ask) {
 		struct pollfd p = { .fd = it->fd, .events = (short)ask };
 
-		if (rs_sys6(SYS_poll, (long)&p, 1, 0, 0, 0, 0) > 0 && !(p.revents & POLLNVAL)) {
+		if (rs_sys3(SYS_poll, &p, 1, 0) > 0 && !(p.revents & POLLNVAL)) {
 			/* What the kernel has may be a control byte that came just now. */
 			mask = rs_conn_poll(it->c, events, &ask);
 			mask |= (uint32_t)(unsigned short)p.revents & ask;
@@ -539,14 +606,30 @@ static uint32_t item_mask(struct item *it)
 	return mask;
 }
 
-/* Moves what is ready on the fast path into `ev`. */
-static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
+/* What the item has to report now. */
+static uint32_t to_report(struct rs_epoll *ep, struct item *it)
+{
+	uint32_t mask;
+
+	if (GET(it->in_kernel) || GET(it->disarmed))
+		return 0;
+	mask = item_mask(it);
+	if ((it->events & EPOLLOUT) && !(mask & EPOLLOUT)) {
+		rs_lock(&it->c->lock);
+		rs_conn_want(it->c, GET(ep->bell), true);
+		rs_unlock(&it->c->lock);
+		mask = item_mask(it); /* look again after saying that we wait */
+	}
+	return mask;
+}
+
+/* Puts what is ready on the fast path behind the `n` events that are in `ev`: how many are then. */
+static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max)
 {
 	uint32_t rounds;
-	int n = 0;
 
 	if (!GET(ep->items))
-		return 0;
+		return n;
 	rs_lock(&ep->lock);
 	harvest(ep);
 	rounds = __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST);
@@ -556,15 +639,7 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
 
 		if (!it)
 			break;
-		if (GET(it->in_kernel) || GET(it->disarmed))
-			continue;
-		mask = item_mask(it);
-		if ((it->events & EPOLLOUT) && !(mask & EPOLLOUT)) {
-			rs_lock(&it->c->lock);
-			rs_conn_want(it->c, GET(ep->bell), true);
-			rs_unlock(&it->c->lock);
-			mask = item_mask(it); /* look again after saying that we wait */
-		}
+		mask = to_report(ep, it);
 		if (!mask)
 			continue;
 		ev[n].events = mask;
@@ -581,35 +656,33 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int max)
 }
 
 /* The kernel's part, without our own eventfd. Returns events or -errno. */
-static int kernel_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+static int kernel_wait(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		       const struct timespec *timeout, const sigset_t *mask)
 {
-	struct epoll_event buf[BATCH];
-	int ask = max < BATCH ? max : BATCH, n, out = 0;
+	int epfd = GET(ep->epfd), n, out = 0;
 
-	if (timeout && !timeout->tv_sec && !timeout->tv_nsec && !mask) {
-		n = (int)rs_sys6(SYS_epoll_pwait, epfd, (long)buf, ask, 0, 0, 8);
+	if (timeout && !timeout->tv_sec && !timeout->tv_nsec) {
+		n = (int)rs_sys6(SYS_epoll_pwait, epfd, (long)ev, max, 0, (long)mask, 8);
 		if (n < 0)
 			return n;
 	} else if (timeout) {
-		n = rs_real.epoll_pwait2(epfd, buf, ask, timeout, mask);
+		n = rs_real.epoll_pwait2(epfd, ev, max, timeout, mask);
 		if (n < 0 && errno == ENOSYS)
-			n = rs_real.epoll_pwait(epfd, buf, ask,
+			n = rs_real.epoll_pwait(epfd, ev, max,
 						(int)(timeout->tv_sec * 1000 +
 						      (timeout->tv_nsec + 999999) / 1000000),
 						mask);
 	} else {
-		n = rs_real.epoll_pwait(epfd, buf, ask, -1, mask);
+		n = rs_real.epoll_pwait(epfd, ev, max, -1, mask);
 	}
 	if (n < 0)
 		return -errno;
-	__atomic_store_n(&ep->kernel_look, rs_ticks(), __ATOMIC_RELAXED);
 	for (int i = 0; i < n; i++) {
 		/* It may be in the set before `marked` says so. */
-		if (buf[i].data.u64 == ep->tag)
-			continue;
-		ev[out++] = buf[i];
+		if (ev[i].data.u64 != ep->tag)
+			ev[out++] = ev[i];
 	}
+	SET(ep->kernel_look, rs_ticks());
 	return out;
 }
 
@@ -631,7 +704,6 @@ bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep)
 
 bool rs_epoll_ready(struct rs_epoll *ep)
 {
-	struct epoll_event ev;
 	bool ready = false;
 
 	if (!GET(ep->items))
@@ -643,8 +715,7 @@ bool rs_epoll_ready(struct rs_epoll *ep)
 
 		if (!it)
 			break;
-		ev.events = GET(it->in_kernel) || GET(it->disarmed) ? 0 : item_mask(it);
-		ready = ev.events != 0;
+		ready = to_report(ep, it) != 0;
 		if (ready)
 			push(it);
 	}
@@ -690,39 +761,34 @@ static bool spin(struct rs_epoll *ep, const struct timespec *left)
 static void cancelled(void *ep)
 {
 	rs_epoll_asleep(ep, false);
+	rs_epoll_put(ep);
 }
 
-static int kernel_sleep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+static int kernel_sleep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 			const struct timespec *timeout, const sigset_t *mask)
 {
 	int n;
 
 	pthread_cleanup_push(cancelled, ep);
-	n = kernel_wait(ep, epfd, ev, max, timeout, mask);
+	n = kernel_wait(ep, ev, max, timeout, mask);
 	pthread_cleanup_pop(0);
 	return n;
 }
 
 /* A set without streams: the kernel's, but for a bell that may have come, or remained. */
-static int plain_wait(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+static int plain_wait(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		      const struct timespec *timeout, const sigset_t *mask)
 {
-	int n, out = 0;
+	int n;
 
-	__atomic_fetch_add(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
-	n = timeout ? rs_real.epoll_pwait2(epfd, ev, max, timeout, mask)
-		    : rs_real.epoll_pwait(epfd, ev, max, -1, mask);
-	__atomic_fetch_sub(&ep->sleepers, 1, __ATOMIC_SEQ_CST);
-
-	if (n <= 0)
-		return n;
-	for (int i = 0; i < n; i++)
-		if (ev[i].data.u64 != ep->tag)
-			ev[out++] = ev[i];
-	return out;
+	rs_epoll_asleep(ep, true);
+	n = kernel_sleep(ep, ev, max, timeout, mask);
+	rs_epoll_asleep(ep, false);
+	return n;
 }
 
-static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+/* Returns events or -errno. */
+static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		   const struct timespec *timeout, const sigset_t *mask)
 {
 	static const struct timespec zero;
@@ -731,13 +797,13 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 	uint64_t end = 0, start;
 	int n, k;
 
-	if (max <= 0 || (uintptr_t)ev < 4096)
-		return rs_real.epoll_pwait(epfd, ev, max, 0, mask); /* for its errno */
+	if (max <= 0 || (uintptr_t)ev < 4096) /* for its errno */
+		return kernel_wait(ep, ev, max, &zero, mask);
 	if (timeout)
 		end = rs_now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
 		      (uint64_t)timeout->tv_nsec;
 	if (!GET(ep->items)) {
-		n = plain_wait(ep, epfd, ev, max, timeout, mask);
+		n = plain_wait(ep, ev, max, timeout, mask);
 		if (n != 0 || (!GET(ep->items) && !GET(ep->marked)))
 			return n;
 	}
@@ -746,21 +812,15 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 		if (GET(ep->kernel_fds) && any_news(ep) &&
 		    rs_ticks() - GET(ep->kernel_look) > KERNEL_EVERY_US * rs_ticks_per_us()) {
 			/* Streams must not starve the kernel's descriptors, nor these them. */
-			k = kernel_wait(ep, epfd, ev, max > 1 ? max / 2 : 1, &zero, NULL);
+			k = kernel_wait(ep, ev, max > 1 ? max / 2 : 1, &zero, NULL);
 			if (k < 0)
 				k = 0;
 		}
-		n = k + collect(ep, ev + k, max - k);
+		n = collect(ep, ev, k, max);
 		if (n)
 			return n;
-		if (poll_only) {
-			n = kernel_wait(ep, epfd, ev, max, &zero, mask);
-			if (n < 0) {
-				errno = -n;
-				return -1;
-			}
-			return n;
-		}
+		if (poll_only)
+			return kernel_wait(ep, ev, max, &zero, mask);
 		if (timeout) {
 			uint64_t now = rs_now_ns();
 
@@ -774,34 +834,34 @@ static int wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int ma
 		if (spin(ep, timeout ? &left : NULL))
 			continue;
 		if (rs_epoll_asleep(ep, true) || __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST)) {
-			k = kernel_wait(ep, epfd, ev, max, &zero, mask);
+			k = kernel_wait(ep, ev, max, &zero, mask);
 		} else {
-			k = kernel_sleep(ep, epfd, ev, max, timeout ? &left : NULL, mask);
+			k = kernel_sleep(ep, ev, max, timeout ? &left : NULL, mask);
 		}
 		SET(ep->spin, rs_spin_next(GET(ep->spin), rs_ticks() - start,
 					   rs_spin_most(rs_links_remote())));
 		/* If others sleep on, and there is more than we take, they must hear of it. */
 		if (rs_epoll_asleep(ep, false) && GET(ep->sleepers))
 			rs_bell_ring(1u << GET(ep->bell));
-		if (k < 0) {
-			n = collect(ep, ev, max);
-			if (n)
-				return n;
-			errno = -k;
-			return -1;
-		}
-		n = k + (k < max ? collect(ep, ev + k, max - k) : 0);
+		n = collect(ep, ev, k < 0 ? 0 : k, max);
 		if (n)
 			return n;
+		if (k < 0)
+			return k;
 	}
 }
 
-int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+int rs_epoll_wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		     const struct timespec *timeout, const sigset_t *mask)
 {
-	int n = wait_ep(ep, epfd, ev, max, timeout, mask);
+	int n = wait_ep(ep, ev, max, timeout, mask);
 
 	renew_nested(ep);
+	rs_epoll_put(ep);
+	if (n < 0) {
+		errno = -n;
+		return -1;
+	}
 	return n;
 }
 
@@ -819,6 +879,7 @@ static void forget_one(int fd, uintptr_t word, void *arg)
 	ep->mark_lock.word = 0;
 	ep->bell = 0;
 	ep->sleepers = 0;
+	ep->forked = true;
 	/* The kernel's set is shared with the parent; our view of its streams is the parent's. */
 	memset(ep->hash, 0, sizeof(ep->hash));
 	ep->items = 0;

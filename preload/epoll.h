@@ -21,12 +21,16 @@ struct rs_epoll;
 
 /* A new set for `epfd`; NULL: out of memory (the descriptor is then the kernel's alone). */
 struct rs_epoll *rs_epoll_new(int epfd);
-void rs_epoll_free(struct rs_epoll *ep);
-/* The descriptor it was known by is closed; this one remains. */
-void rs_epoll_set_fd(struct rs_epoll *ep, int epfd);
+/* The set behind `epfd` with a reference; NULL: none that we know. */
+struct rs_epoll *rs_epoll_of(int epfd);
+void rs_epoll_put(struct rs_epoll *ep);
+/* The program has one more descriptor of it; false: the set is gone. */
+bool rs_epoll_fd_added(struct rs_epoll *ep);
+/* And one less; `other`: one that remains, or -1. Who is inside meanwhile waits on. */
+void rs_epoll_fd_closed(struct rs_epoll *ep, int fd, int other);
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev);
-/* `timeout`: NULL for ever. */
-int rs_epoll_wait_ep(struct rs_epoll *ep, int epfd, struct epoll_event *ev, int max,
+/* `timeout`: NULL for ever. Takes over the caller's reference. */
+int rs_epoll_wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		     const struct timespec *timeout, const sigset_t *mask);
 /* Whether a wait would return something of ours now (for poll() on the epoll descriptor). */
 bool rs_epoll_ready(struct rs_epoll *ep);

@@ -31,7 +31,7 @@
 /* One descriptor of the call. */
 struct target {
 	struct rs_conn *c; /* with a reference; NULL: the kernel's */
-	struct rs_epoll *ep;
+	struct rs_epoll *ep; /* likewise */
 	uint32_t ask; /* of a stream: bits for which the kernel's answer counts */
 };
 
@@ -180,6 +180,8 @@ static void release(struct set *s)
 	for (nfds_t i = 0; i < s->n; i++)
 		if (s->t[i].c)
 			rs_conn_put(s->t[i].c);
+		else if (s->t[i].ep)
+			rs_epoll_put(s->t[i].ep);
 	for (size_t i = 0; i < 3; i++)
 		free(s->heap[i]);
 }
@@ -294,7 +296,7 @@ static int do_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout
 		if (rs_file_kind(word) == RS_KIND_CONN)
 			s.t[i].c = rs_file_conn(fds[i].fd);
 		else if (rs_file_kind(word) == RS_KIND_EPOLL)
-			s.t[i].ep = rs_file_pointer(word);
+			s.t[i].ep = rs_epoll_of(fds[i].fd);
 	}
 	r = wait_set(&s, timeout, mask);
 	s.heap[0] = NULL; /* the caller's again */
@@ -478,13 +480,6 @@ int rsock_pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec 
 
 /* ---- epoll's entry points ---- */
 
-static struct rs_epoll *set_of(int epfd)
-{
-	uintptr_t word = rs_file(epfd);
-
-	return rs_file_kind(word) == RS_KIND_EPOLL ? rs_file_pointer(word) : NULL;
-}
-
 static int made(int epfd)
 {
 	struct rs_epoll *ep;
@@ -493,7 +488,7 @@ static int made(int epfd)
 		return epfd;
 	ep = rs_epoll_new(epfd);
 	if (ep && !rs_file_set(epfd, (uintptr_t)ep | RS_KIND_EPOLL))
-		rs_epoll_free(ep);
+		rs_epoll_fd_closed(ep, epfd, -1);
 	return epfd;
 }
 
@@ -513,12 +508,15 @@ int rsock_epoll_create(int size)
 
 int rsock_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 {
-	struct rs_epoll *ep = set_of(epfd);
+	struct rs_epoll *ep = rs_epoll_of(epfd);
+	int r;
 
 	if (ep) {
 		if (op == EPOLL_CTL_ADD)
 			rs_socket_watched(fd);
-		return rs_epoll_ctl_ep(ep, epfd, op, fd, ev);
+		r = rs_epoll_ctl_ep(ep, epfd, op, fd, ev);
+		rs_epoll_put(ep);
+		return r;
 	}
 	if (op == EPOLL_CTL_ADD && rs_file_kind(rs_file(fd)) == RS_KIND_CONN) {
 		/* A set that we do not know (inherited, passed): the kernel must speak for it. */
@@ -535,29 +533,29 @@ int rsock_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 int rsock_epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct timespec *timeout,
 		       const sigset_t *mask)
 {
-	struct rs_epoll *ep = set_of(epfd);
+	struct rs_epoll *ep = rs_epoll_of(epfd);
 
 	if (!ep)
 		return rs_real.epoll_pwait2(epfd, ev, max, timeout, mask);
-	return rs_epoll_wait_ep(ep, epfd, ev, max, timeout, mask);
+	return rs_epoll_wait_ep(ep, ev, max, timeout, mask);
 }
 
 int rsock_epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout, const sigset_t *mask)
 {
 	struct timespec ts = { timeout / 1000, timeout % 1000 * 1000000L };
-	struct rs_epoll *ep = set_of(epfd);
+	struct rs_epoll *ep = rs_epoll_of(epfd);
 
 	if (!ep)
 		return rs_real.epoll_pwait(epfd, ev, max, timeout, mask);
-	return rs_epoll_wait_ep(ep, epfd, ev, max, timeout < 0 ? NULL : &ts, mask);
+	return rs_epoll_wait_ep(ep, ev, max, timeout < 0 ? NULL : &ts, mask);
 }
 
 int rsock_epoll_wait(int epfd, struct epoll_event *ev, int max, int timeout)
 {
 	struct timespec ts = { timeout / 1000, timeout % 1000 * 1000000L };
-	struct rs_epoll *ep = set_of(epfd);
+	struct rs_epoll *ep = rs_epoll_of(epfd);
 
 	if (!ep)
 		return rs_real.epoll_wait(epfd, ev, max, timeout);
-	return rs_epoll_wait_ep(ep, epfd, ev, max, timeout < 0 ? NULL : &ts, NULL);
+	return rs_epoll_wait_ep(ep, ev, max, timeout < 0 ? NULL : &ts, NULL);
 }

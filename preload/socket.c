@@ -66,7 +66,6 @@ static void forget(int fd, uintptr_t word)
 {
 	enum rs_conn_left left;
 	struct rs_conn *c;
-	int other;
 
 	switch (rs_file_kind(word)) {
 	case RS_KIND_LISTENER:
@@ -74,11 +73,7 @@ static void forget(int fd, uintptr_t word)
 			rs_rendezvous_close((uint16_t)(word >> 3));
 		break;
 	case RS_KIND_EPOLL:
-		other = rs_files_other(fd, word);
-		if (other < 0)
-			rs_epoll_free(rs_file_pointer(word));
-		else
-			rs_epoll_set_fd(rs_file_pointer(word), other);
+		rs_epoll_fd_closed(rs_file_pointer(word), fd, rs_files_other(fd, word));
 		break;
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
@@ -195,6 +190,11 @@ static void copy_entry(int from, int to)
 			rs_conn_leave(c, RS_REASON_NO_MEMORY, true, 2000);
 			rs_conn_put(c);
 		}
+	} else if (rs_file_kind(word) == RS_KIND_EPOLL) {
+		struct rs_epoll *ep = rs_file_pointer(word);
+
+		if (rs_epoll_fd_added(ep) && !rs_file_set(to, word))
+			rs_epoll_fd_closed(ep, to, from);
 	} else {
 		rs_file_set(to, word);
 	}

@@ -1081,6 +1081,72 @@ CASE(epoll, del_while_sleeping, 0)
 	waiter_end("not_woken", &w);
 }
 
+/* whoever waits keeps the set when its descriptor is closed */
+CASE(epoll, close_while_sleeping, 0)
+{
+	struct conn k;
+	struct waiter w;
+	char b[8];
+	int two, ep = epoll_create1(0);
+
+	conf_pair(&k);
+	add(ep, k.fd, EPOLLIN, 1);
+	waiter_start(&w, ep, 2000);
+	nap(50);
+	ret("close", close(ep));
+	two = epoll_create1(0);
+	ret("add", add(two, k.fd, EPOLLIN, 2));
+	ev("none", two, 8, 0);
+	p_send(&k, "abc");
+	waiter_end("old", &w);
+	ev("new", two, 8, 1000);
+	retd("recv", recv(k.fd, b, 8, 0), b);
+	ev("none", two, 8, 0);
+}
+
+/* and leaves nothing behind for the next set when it comes out */
+CASE(epoll, close_while_sleeping_then_new_set, 0)
+{
+	struct conn k;
+	struct waiter old, w;
+	int two, ep = epoll_create1(0);
+	long t;
+
+	conf_pair(&k);
+	add(ep, k.fd, EPOLLIN | EPOLLONESHOT, 1);
+	waiter_start(&old, ep, 200);
+	nap(50);
+	close(ep);
+	two = epoll_create1(0);
+	ret("add", add(two, k.fd, EPOLLIN | EPOLLONESHOT, 2));
+	waiter_end("old", &old);
+	p_send(&k, "abc");
+	ev("once", two, 8, 1000);
+	waiter_start(&w, two, 2000);
+	nap(50);
+	t = now_ms();
+	ret("mod", mod(two, k.fd, EPOLLIN | EPOLLONESHOT, 3));
+	waiter_end("rearmed", &w);
+	took("t", t, 0, 1000);
+}
+
+CASE(epoll, close_dup_while_sleeping, 0)
+{
+	struct conn k;
+	struct waiter w;
+	int ep = epoll_create1(0), d = dup(ep);
+
+	conf_pair(&k);
+	add(ep, k.fd, EPOLLIN | EPOLLET, 1);
+	waiter_start(&w, ep, 2000);
+	nap(50);
+	close(ep);
+	p_send(&k, "abc");
+	waiter_end("woken", &w);
+	ret("mod", mod(d, k.fd, EPOLLIN, 2));
+	ev("dup", d, 8, 0);
+}
+
 CASE(epoll, edge_wakes_one_of_two, 0)
 {
 	struct conn k;

@@ -262,6 +262,27 @@ static void mark(struct rs_epoll *ep)
 		rs_peer_bells();
 }
 
+/* Whether the number under which an item was added still means its connection. Under its lock. */
+static bool has_number(const struct item *it, const struct rs_conn *c)
+{
+	return rs_file(it->fd) == ((uintptr_t)c | RS_KIND_CONN);
+}
+
+/*
+ * The number was closed while a duplicate lives: the kernel goes on to report such a registration,
+ * which no number leads to any more. One is made, under a number that goes away at once.
+ */
+static void add_nameless(const struct item *it, const struct rs_conn *c, struct epoll_event *ev)
+{
+	long fd = rs_sys3(SYS_fcntl, c->fd, F_DUPFD_CLOEXEC, 3);
+
+	if (fd < 0)
+		return;
+	fd = rs_fd_hide((int)fd);
+	rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_ADD, fd, ev);
+	rs_fd_close((int)fd);
+}
+
 static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 {
 	struct item *it = item_of(w);
@@ -273,7 +294,11 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 			if (GET(it->disarmed))
 				ev.events &=
 					(uint32_t) ~(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP);
-			rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_ADD, it->fd, &ev);
+			if (has_number(it, c))
+				rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_ADD, it->fd,
+					&ev);
+			else
+				add_nameless(it, c, &ev);
 			/* A one-shot that fired stays silent: events of 0 report only errors. */
 			SET(it->in_kernel, true);
 			__atomic_fetch_add(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
@@ -281,6 +306,12 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		return;
 	}
 	if (it->in_kernel) {
+		if (!has_number(it, c)) {
+			/* The kernel's set cannot be told to forget it. */
+			c->sm.refuse = true;
+			c->sm.why = RS_REASON_CALL;
+			return;
+		}
 		if (it->events & EPOLLONESHOT)
 			SET(it->disarmed, fired_in_kernel(it));
 		rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
@@ -315,7 +346,7 @@ static struct item **find(struct rs_epoll *ep, int fd, const struct rs_conn *c)
 {
 	struct item **p = &ep->hash[(unsigned int)fd % BUCKETS];
 
-	while (*p && !((*p)->fd == fd && (!c || (*p)->c == c)))
+	while (*p && !((*p)->fd == fd && (*p)->c == c))
 		p = &(*p)->hash_next;
 	return p;
 }
@@ -413,15 +444,13 @@ void rs_epoll_conn_closed(struct rs_conn *c)
 
 static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll_event *ev)
 {
-	struct item *it, **p = find(ep, fd, NULL);
+	struct item *it, **p = find(ep, fd, c);
 	int r = 0;
 
-	if (*p && (*p)->c == c) {
+	if (*p) {
 		errno = EEXIST;
 		return -1;
 	}
-	if (*p)
-		remove_item(ep, p); /* of a connection that is closed */
 	it = calloc(1, sizeof(*it));
 	if (!it) {
 		errno = ENOMEM;
@@ -595,9 +624,16 @@ static uint32_t item_mask(struct item *it)
 
 	mask = rs_conn_poll(it->c, events, &ask);
 	if (ask) {
-		struct pollfd p = { .fd = it->fd, .events = (short)ask };
+		struct pollfd p = { .events = (short)ask };
+		long r = 0;
 
-		if (rs_sys3(SYS_poll, &p, 1, 0) > 0 && !(p.revents & POLLNVAL)) {
+		/* The number that it was added by may be closed, and another file's. */
+		rs_lock(&it->c->lock);
+		p.fd = it->c->fd;
+		if (!it->c->closed)
+			r = rs_sys3(SYS_poll, &p, 1, 0);
+		rs_unlock(&it->c->lock);
+		if (r > 0 && !(p.revents & POLLNVAL)) {
 			/* What the kernel has may be a control byte that came just now. */
 			mask = rs_conn_poll(it->c, events, &ask);
 			mask |= (uint32_t)(unsigned short)p.revents & ask;

@@ -719,6 +719,69 @@ CASE(epoll, closed_fd_with_dup_reports, 0)
 	quiet(ep);
 }
 
+/* the closed number is another file's soon; the path changes under the registration (fork) */
+CASE(epoll, closed_number_is_another_file, 0)
+{
+	struct conn k;
+	char b[8];
+	int d, p[2], w = 0, ep = epoll_create1(0);
+	pid_t pid;
+
+	conf_pair(&k);
+	if (pipe(p))
+		/* cppcheck-suppress resourceLeak */
+		return;
+	ret("add", add(ep, k.fd, EPOLLIN, 7));
+	d = dup(k.fd);
+	yes("same", dup2(p[0], k.fd) == k.fd);
+	quiet(ep);
+	ret("write", write(p[1], "x", 1));
+	quiet(ep);
+	ret("mod", mod(ep, k.fd, EPOLLIN, 8));
+	ret("del", del(ep, k.fd));
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	waitpid(pid, &w, 0);
+	quiet(ep);
+	p_send(&k, "abc");
+	ev("data", ep, 8, 2000);
+	ret("add_pipe", add(ep, k.fd, EPOLLIN, 9));
+	ev("both", ep, 8, 1000);
+	retd("recv", recv(d, b, 8, 0), b);
+	ev("pipe", ep, 8, 0);
+	ret("del_pipe", del(ep, k.fd));
+	p_send(&k, "def");
+	wait_ev(d, POLLIN);
+	ev("data", ep, 8, 1000);
+	close(d);
+	quiet(ep);
+}
+
+/* a new stream under the closed number of one that a duplicate keeps open */
+CASE(epoll, closed_number_is_another_sock, 0)
+{
+	struct conn a, c;
+	int d, ep = epoll_create1(0);
+
+	conf_pair(&a);
+	conf_pair(&c);
+	ret("add", add(ep, a.fd, EPOLLIN, 1));
+	d = dup(a.fd);
+	dup2(c.fd, a.fd);
+	ret("add", add(ep, a.fd, EPOLLIN, 2));
+	p_send(&a, "x");
+	wait_ev(d, POLLIN);
+	ev("old", ep, 8, 1000);
+	p_send(&c, "y");
+	wait_ev(c.fd, POLLIN);
+	nap(2);
+	ev("both", ep, 8, 1000);
+	ret("del", del(ep, a.fd));
+	ev("old", ep, 8, 1000);
+	ret("del", del(ep, a.fd));
+}
+
 CASE(epoll, two_fds_of_one_socket, 0)
 {
 	struct conn k;

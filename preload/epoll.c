@@ -40,6 +40,8 @@ struct item {
 	bool in_kernel; /* the kernel's set speaks for it */
 	bool disarmed; /* EPOLLONESHOT has fired */
 	bool queued;
+	uint64_t batch; /* the last one of the set that it was in */
+	uint64_t switched; /* ep->switches when it left the kernel's set; UINT64_MAX: meanwhile */
 	struct item *hash_next, *ready_next;
 };
 
@@ -67,6 +69,8 @@ struct rs_epoll {
 	uint32_t sleepers;
 	bool nested; /* some other set watches this one: its bell must always be heard */
 	uint32_t spin;
+	uint64_t batches; /* that were collected */
+	uint64_t switches; /* items that have left the kernel's set */
 	uint64_t kernel_look; /* ticks */
 	uint32_t last_cpu; /* where the last ready stream's peer ran */
 	struct rs_epoll *free_next;
@@ -289,8 +293,8 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 	struct epoll_event ev = { .events = it->events, .data = it->data };
 
 	if (speaks) {
-		unqueue(it);
 		if (!it->in_kernel && !c->closed) {
+			SET(it->switched, UINT64_MAX); /* both may have it for a moment, not none */
 			if (GET(it->disarmed))
 				ev.events &=
 					(uint32_t) ~(EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP);
@@ -303,6 +307,7 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 			SET(it->in_kernel, true);
 			__atomic_fetch_add(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
 		}
+		unqueue(it);
 		return;
 	}
 	if (it->in_kernel) {
@@ -314,9 +319,13 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		}
 		if (it->events & EPOLLONESHOT)
 			SET(it->disarmed, fired_in_kernel(it));
-		rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
+		/* Whoever finds it in the queue waits for the connection's lock. */
+		SET(it->switched, UINT64_MAX);
 		SET(it->in_kernel, false);
+		push(it);
+		rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
 		__atomic_fetch_sub(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
+		SET(it->switched, __atomic_add_fetch(&it->ep->switches, 1, __ATOMIC_SEQ_CST));
 	}
 	mark(it->ep);
 	if (!GET(it->ep->bell)) {
@@ -656,18 +665,36 @@ static uint32_t to_report(struct rs_epoll *ep, struct item *it)
 		rs_unlock(&it->c->lock);
 		mask = item_mask(it); /* look again after saying that we wait */
 	}
+	if (GET(it->in_kernel))
+		return 0; /* since a moment ago: the kernel will report it */
 	return mask;
 }
 
-/* Puts what is ready on the fast path behind the `n` events that are in `ev`: how many are then. */
-static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max)
+static bool has_data(const struct epoll_event *ev, int n, const struct item *it)
 {
+	for (int i = 0; i < n; i++)
+		if (ev[i].data.u64 == it->data.u64)
+			return true;
+	return false;
+}
+
+/*
+ * Puts what is ready on the fast path behind the `n` events of the kernel that are in `ev`; returns
+ * how many there are then. No descriptor may come twice. `since`: ep->switches from before the kernel
+ * was asked: what came from or to the kernel since then may be among the `n`. All there is to see is the
+ * program's data word, which others may have too, so such an item waits for the next call.
+ */
+static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max, uint64_t since)
+{
+	const int kernel = n;
+	uint64_t batch;
 	uint32_t rounds;
 
 	if (!GET(ep->items))
 		return n;
 	rs_lock(&ep->lock);
 	harvest(ep);
+	batch = ++ep->batches;
 	rounds = __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST);
 	while (rounds-- && n < max) {
 		struct item *it = pop(ep);
@@ -675,11 +702,18 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max)
 
 		if (!it)
 			break;
+		/* Others may leave the queue meanwhile: then this is one that we have put back. */
+		if (it->batch == batch ||
+		    (kernel && GET(it->switched) > since && has_data(ev, kernel, it))) {
+			push(it);
+			continue;
+		}
 		mask = to_report(ep, it);
 		if (!mask)
 			continue;
 		ev[n].events = mask;
 		ev[n].data = it->data;
+		it->batch = batch;
 		n++;
 		SET(ep->last_cpu, rs_conn_peer_cpu(it->c));
 		if (it->events & EPOLLONESHOT)
@@ -830,7 +864,7 @@ static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 	static const struct timespec zero;
 	const bool poll_only = timeout && !timeout->tv_sec && !timeout->tv_nsec;
 	struct timespec left;
-	uint64_t end = 0, start;
+	uint64_t end = 0, start, since;
 	int n, k;
 
 	if (max <= 0 || (uintptr_t)ev < 4096) /* for its errno */
@@ -845,6 +879,7 @@ static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 	}
 	for (bool first = true;; first = false) {
 		k = 0;
+		since = __atomic_load_n(&ep->switches, __ATOMIC_SEQ_CST);
 		if (GET(ep->kernel_fds) && any_news(ep) &&
 		    rs_ticks() - GET(ep->kernel_look) > KERNEL_EVERY_US * rs_ticks_per_us()) {
 			/* Streams must not starve the kernel's descriptors, nor these them. */
@@ -852,7 +887,7 @@ static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 			if (k < 0)
 				k = 0;
 		}
-		n = collect(ep, ev, k, max);
+		n = collect(ep, ev, k, max, since);
 		if (n)
 			return n;
 		if (poll_only)
@@ -879,7 +914,7 @@ static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		/* If others sleep on, and there is more than we take, they must hear of it. */
 		if (rs_epoll_asleep(ep, false) && GET(ep->sleepers))
 			rs_bell_ring(1u << GET(ep->bell));
-		n = collect(ep, ev, k < 0 ? 0 : k, max);
+		n = collect(ep, ev, k < 0 ? 0 : k, max, since);
 		if (n)
 			return n;
 		if (k < 0)

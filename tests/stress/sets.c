@@ -269,6 +269,107 @@ static void ping_pong(void)
 	stress_point("no edge is lost");
 }
 
+/* ---- a batch names nobody twice ---- */
+
+#define SHORT 24 /* connections at a time, */
+#define ROUNDS 40 /* for so many round trips */
+
+struct short_lived {
+	int fd[SHORT];
+	uint32_t rounds[SHORT];
+	int ep;
+};
+
+static void *short_server(void *arg)
+{
+	int ep = rsock_epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event ev = { .events = EPOLLIN, .data.fd = listener };
+
+	rsock_epoll_ctl(ep, EPOLL_CTL_ADD, listener, &ev);
+	while (!__atomic_load_n((bool *)arg, __ATOMIC_SEQ_CST)) {
+		struct epoll_event e[SHORT];
+		int n = rsock_epoll_wait(ep, e, SHORT, 20);
+
+		for (int i = 0; i < n; i++) {
+			int fd = e[i].data.fd;
+			char buf[16];
+			ssize_t r;
+
+			if (fd == listener) {
+				ev.data.fd = rsock_accept4(fd, NULL, NULL, SOCK_NONBLOCK);
+				rsock_epoll_ctl(ep, EPOLL_CTL_ADD, ev.data.fd, &ev);
+				continue;
+			}
+			r = rsock_recv(fd, buf, sizeof(buf), 0);
+			if (r > 0)
+				rsock_send(fd, buf, (size_t)r, MSG_NOSIGNAL);
+			else if (r == 0)
+				rsock_close(fd);
+			else if (errno == EAGAIN)
+				stress_fail("server: readable, but nothing is there");
+		}
+	}
+	rsock_close(ep);
+	return NULL;
+}
+
+static void short_connect(struct short_lived *s, uint32_t i)
+{
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = i };
+
+	s->fd[i] = stress_connect(port);
+	stress_nonblock(s->fd[i]);
+	s->rounds[i] = 0;
+	rsock_epoll_ctl(s->ep, EPOLL_CTL_ADD, s->fd[i], &ev);
+	rsock_send(s->fd[i], "abc", 3, MSG_NOSIGNAL);
+}
+
+/* Streams become fast while the set that holds them is asked all the time. */
+static void batches(void)
+{
+	uint64_t end = stress_now() + 2 * (uint64_t)stress_ms();
+	struct short_lived s = { .ep = rsock_epoll_create1(EPOLL_CLOEXEC) };
+	uint32_t events = 0, conns = SHORT;
+	bool stop = false;
+	pthread_t t = stress_thread(short_server, &stop);
+
+	for (uint32_t i = 0; i < SHORT; i++)
+		short_connect(&s, i);
+	while (stress_now() < end && !stress_failed()) {
+		struct epoll_event e[2 * SHORT];
+		uint64_t seen = 0;
+		int n = rsock_epoll_wait(s.ep, e, 2 * SHORT, 1000);
+
+		for (int k = 0; k < n; k++) {
+			uint32_t i = e[k].data.u32;
+			char buf[16];
+
+			if (seen >> i & 1)
+				stress_fail("one descriptor twice in a batch");
+			seen |= (uint64_t)1 << i;
+			events++;
+			if (rsock_recv(s.fd[i], buf, sizeof(buf), 0) != 3)
+				stress_fail("client: readable, but: %s", strerror(errno));
+			if (++s.rounds[i] < ROUNDS) {
+				rsock_send(s.fd[i], "abc", 3, MSG_NOSIGNAL);
+				continue;
+			}
+			rsock_close(s.fd[i]);
+			short_connect(&s, i);
+			conns++;
+		}
+	}
+	for (uint32_t i = 0; i < SHORT; i++)
+		rsock_close(s.fd[i]);
+	usleep(100000); /* the server hears of it */
+	__atomic_store_n(&stop, true, __ATOMIC_SEQ_CST);
+	pthread_join(t, NULL);
+	rsock_close(s.ep);
+	stress_note("%u events, %u connections", events, conns);
+	stress_slots();
+	stress_point("a batch names nobody twice");
+}
+
 /* ---- nested sets ---- */
 
 static void nested(void)
@@ -370,10 +471,11 @@ static void listeners(void)
 
 int main(void)
 {
-	stress_begin(4, 110);
+	stress_begin(5, 110);
 	listener = stress_listen(&port);
 	many_hands();
 	ping_pong();
+	batches();
 	nested();
 	listeners();
 	rsock_close(listener);

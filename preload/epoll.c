@@ -71,7 +71,8 @@ struct rs_epoll {
 	uint32_t spin;
 	uint64_t batches; /* that were collected */
 	uint64_t switches; /* items that have left the kernel's set */
-	uint64_t kernel_look; /* ticks */
+	uint64_t kernel_look; /* ticks; 0: the last look at the kernel's descriptors found some */
+	bool kernel_last; /* whose turn it is when the caller takes one event at a time */
 	uint32_t last_cpu; /* where the last ready stream's peer ran */
 	struct rs_epoll *free_next;
 };
@@ -752,7 +753,7 @@ static int kernel_wait(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		if (ev[i].data.u64 != ep->tag)
 			ev[out++] = ev[i];
 	}
-	SET(ep->kernel_look, rs_ticks());
+	SET(ep->kernel_look, out ? 0 : rs_ticks());
 	return out;
 }
 
@@ -857,6 +858,22 @@ static int plain_wait(struct rs_epoll *ep, struct epoll_event *ev, int max,
 	return n;
 }
 
+/* The kernel's share of a batch, so that neither it nor the streams starve. */
+static int kernel_share(struct rs_epoll *ep, int max)
+{
+	int ready;
+
+	if (max == 1) {
+		SET(ep->kernel_last, !GET(ep->kernel_last));
+		return GET(ep->kernel_last);
+	}
+	rs_lock(&ep->lock);
+	harvest(ep);
+	rs_unlock(&ep->lock);
+	ready = (int)__atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST);
+	return max - (ready < max / 2 ? ready : max / 2);
+}
+
 /* Returns events or -errno. */
 static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		   const struct timespec *timeout, const sigset_t *mask)
@@ -882,8 +899,9 @@ static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		since = __atomic_load_n(&ep->switches, __ATOMIC_SEQ_CST);
 		if (GET(ep->kernel_fds) && any_news(ep) &&
 		    rs_ticks() - GET(ep->kernel_look) > KERNEL_EVERY_US * rs_ticks_per_us()) {
-			/* Streams must not starve the kernel's descriptors, nor these them. */
-			k = kernel_wait(ep, ev, max > 1 ? max / 2 : 1, &zero, NULL);
+			int share = kernel_share(ep, max);
+
+			k = share ? kernel_wait(ep, ev, share, &zero, NULL) : 0;
 			if (k < 0)
 				k = 0;
 		}

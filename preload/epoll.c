@@ -23,6 +23,7 @@
 
 #define BUCKETS 64u
 #define KERNEL_EVERY_US 50 /* the kernel's fds of a busy set are looked at this often */
+#define MAX_NESTS 5 /* the kernel's own limit */
 /* What the kernel leaves of a one-shot's events when it has fired. */
 #define ONESHOT_PRIVATE ((unsigned long)(EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE))
 /* What may stand beside EPOLLEXCLUSIVE. */
@@ -49,6 +50,14 @@ struct item {
 #define GET(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
 #define SET(x, v) __atomic_store_n(&(x), (v), __ATOMIC_RELAXED)
 
+/* A set that was added to another one. It may be gone: `tag` tells. */
+struct inner {
+	struct rs_epoll *ep;
+	uint64_t tag;
+	int fd;
+	struct inner *next;
+};
+
 struct rs_epoll {
 	uint32_t refs; /* descriptors, and calls in progress */
 	uint32_t nfds; /* descriptors */
@@ -58,6 +67,7 @@ struct rs_epoll {
 	int epfd; /* one of its descriptors; */
 	bool own_fd; /* the program has none any more, and this is ours */
 	bool forked; /* `refs` counts threads of the parent too */
+	struct inner *inner;
 	struct item *hash[BUCKETS];
 	struct item *ready, **ready_tail;
 	uint32_t nready;
@@ -416,6 +426,10 @@ void rs_epoll_put(struct rs_epoll *ep)
 	for (uint32_t b = 0; b < BUCKETS; b++)
 		while (ep->hash[b])
 			remove_item(ep, &ep->hash[b]);
+	for (struct inner *i = ep->inner; i; i = ep->inner) {
+		ep->inner = i->next;
+		free(i);
+	}
 	rs_bell_put(ep->bell);
 	ep->bell = 0;
 	if (ep->own_fd)
@@ -543,13 +557,44 @@ static int delete_item(struct rs_epoll *ep, struct item **p)
 	return 0;
 }
 
-/* From now on every piece of news rings: a sleeper in another set depends on it. */
-static void nest(struct rs_epoll *inner)
+/* From now on every piece of news of `fd` rings: a sleeper in another set depends on it. */
+static void nest(struct rs_epoll *ep, int fd)
 {
-	if (!inner->nested)
+	struct rs_epoll *inner = rs_epoll_of(fd);
+	struct inner *i;
+
+	if (!inner)
+		return;
+	if (!__atomic_exchange_n(&inner->nested, true, __ATOMIC_SEQ_CST))
 		__atomic_fetch_add(&inner->sleepers, 1, __ATOMIC_SEQ_CST);
-	SET(inner->nested, true);
 	renew_nested(inner);
+	i = calloc(1, sizeof(*i));
+	if (i) { /* else it may report once too often */
+		*i = (struct inner){ .ep = inner, .tag = inner->tag, .fd = fd };
+		rs_lock(&ep->lock);
+		i->next = ep->inner;
+		SET(ep->inner, i);
+		rs_unlock(&ep->lock);
+	}
+	rs_epoll_put(inner);
+}
+
+/* The registration of `fd`, or what is closed since. */
+static void unnest(struct rs_epoll *ep, int fd)
+{
+	struct inner **p = &ep->inner, *i;
+
+	rs_lock(&ep->lock);
+	while ((i = *p)) {
+		if (i->fd == fd || rs_file(i->fd) != ((uintptr_t)i->ep | RS_KIND_EPOLL) ||
+		    GET(i->ep->tag) != i->tag) {
+			SET(*p, i->next);
+			free(i);
+		} else {
+			p = &i->next;
+		}
+	}
+	rs_unlock(&ep->lock);
 }
 
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
@@ -562,10 +607,12 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	if (rs_file_kind(word) != RS_KIND_CONN || (op != EPOLL_CTL_DEL && !ev) || epfd == fd ||
 	    (!GET(ep->items) && GET(((struct rs_conn *)rs_file_pointer(word))->plain))) {
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
-		if (r == 0 && op == EPOLL_CTL_ADD) {
+		if (r == 0 && op == EPOLL_CTL_ADD)
 			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
-			if (rs_file_kind(word) == RS_KIND_EPOLL)
-				nest(rs_file_pointer(word));
+		if (r == 0 && op != EPOLL_CTL_MOD && rs_file_kind(word) == RS_KIND_EPOLL) {
+			unnest(ep, fd);
+			if (op == EPOLL_CTL_ADD)
+				nest(ep, fd);
 		}
 		return r;
 	}
@@ -726,12 +773,41 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max, 
 	return n;
 }
 
+static bool ready_inside(struct rs_epoll *ep, int depth);
+
+/* Makes what the kernel says of the sets in this set true. */
+static void look_inside(struct rs_epoll *ep, int depth)
+{
+	for (uint32_t n = 0;; n++) {
+		struct rs_epoll *inner = NULL;
+		struct inner *i;
+
+		rs_lock(&ep->lock);
+		i = ep->inner;
+		for (uint32_t k = 0; i && k < n; k++)
+			i = i->next;
+		if (i && rs_file(i->fd) == ((uintptr_t)i->ep | RS_KIND_EPOLL) &&
+		    i->ep->tag == i->tag && get(i->ep))
+			inner = i->ep;
+		rs_unlock(&ep->lock);
+		if (inner) {
+			ready_inside(inner, depth);
+			rs_epoll_put(inner);
+		} else if (!i) {
+			break;
+		}
+	}
+}
+
 /* The kernel's part, without our own eventfd. Returns events or -errno. */
 static int kernel_wait(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		       const struct timespec *timeout, const sigset_t *mask)
 {
-	int epfd = GET(ep->epfd), n, out = 0;
+	int epfd, n, out = 0;
 
+	if (GET(ep->inner))
+		look_inside(ep, MAX_NESTS);
+	epfd = GET(ep->epfd);
 	if (timeout && !timeout->tv_sec && !timeout->tv_nsec) {
 		n = (int)rs_sys6(SYS_epoll_pwait, epfd, (long)ev, max, 0, (long)mask, 8);
 		if (n < 0)
@@ -773,7 +849,7 @@ bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep)
 	return pending;
 }
 
-bool rs_epoll_ready(struct rs_epoll *ep)
+static bool any_ready(struct rs_epoll *ep)
 {
 	bool ready = false;
 
@@ -792,6 +868,42 @@ bool rs_epoll_ready(struct rs_epoll *ep)
 	}
 	rs_unlock(&ep->lock);
 	return ready;
+}
+
+static bool ready_inside(struct rs_epoll *ep, int depth)
+{
+	struct pollfd p = { .events = POLLIN };
+	uint64_t count;
+	bool ready;
+
+	if (GET(ep->inner) && depth > 0)
+		look_inside(ep, depth - 1);
+	ready = any_ready(ep);
+	if (!GET(ep->bell))
+		return ready;
+	p.fd = rs_bell_fd(GET(ep->bell));
+	if (ready) {
+		/* We may have taken the news before the ring came that it was to bring. */
+		if (__atomic_load_n(&ep->sleepers, __ATOMIC_SEQ_CST) &&
+		    rs_sys3(SYS_poll, &p, 1, 0) == 0)
+			rs_bell_ring(1u << GET(ep->bell));
+		return true;
+	}
+	if (rs_sys3(SYS_read, p.fd, &count, sizeof(count)) < 0)
+		return false;
+	/* That ring may have been another's: he sleeps on, and must hear of what comes next. */
+	if (!__atomic_load_n(&ep->sleepers, __ATOMIC_SEQ_CST))
+		return false;
+	rs_links_asleep(GET(ep->bell), GET(ep->nested) ? RS_BELL_ALWAYS : RS_BELL_ONCE);
+	ready = any_ready(ep);
+	if (ready)
+		rs_bell_ring(1u << GET(ep->bell));
+	return ready;
+}
+
+bool rs_epoll_ready(struct rs_epoll *ep)
+{
+	return ready_inside(ep, MAX_NESTS);
 }
 
 /* Something may be ready: cheap enough to spin on. */

@@ -32,7 +32,10 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 /* `timeout`: NULL for ever. Takes over the caller's reference. */
 int rs_epoll_wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		     const struct timespec *timeout, const sigset_t *mask);
-/* Whether a wait would return something of ours now (for poll() on the epoll descriptor). */
+/*
+ * Whether a wait would return something of ours now (for poll() on the epoll descriptor). If not, the
+ * kernel does not say so either, until there is news.
+ */
 bool rs_epoll_ready(struct rs_epoll *ep);
 /* Prepares for a sleeper that waits for the set from outside (poll on epfd). */
 bool rs_epoll_asleep(struct rs_epoll *ep, bool asleep);

@@ -81,8 +81,9 @@ static int look(struct set *s)
 			if (!t->ask)
 				s->k[i].fd = -1;
 		} else if (t->ep) {
-			if ((p->events & POLLIN) && rs_epoll_ready(t->ep))
-				p->revents = POLLIN;
+			/* Before the kernel is asked, which hears of streams by their bell only. */
+			if (rs_epoll_ready(t->ep))
+				p->revents = p->events & (POLLIN | POLLRDNORM);
 		}
 		if (p->revents)
 			ready++;

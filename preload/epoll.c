@@ -41,6 +41,9 @@ struct item {
 	bool in_kernel; /* the kernel's set speaks for it */
 	bool disarmed; /* EPOLLONESHOT has fired */
 	bool queued;
+	bool fresh; /* bytes or room came: an edge, whatever was told before */
+	uint32_t seen; /* EPOLLET: what it was ready for when last looked at, */
+	uint32_t told; /* and when last reported */
 	uint64_t batch; /* the last one of the set that it was in */
 	uint64_t switched; /* ep->switches when it left the kernel's set; UINT64_MAX: meanwhile */
 	struct item *hash_next, *ready_next;
@@ -147,11 +150,12 @@ static struct item *item_of(struct rs_watch *w)
 
 /* ---- the queue of items that may be ready ---- */
 
-static void push(struct item *it)
+static void push(struct item *it, bool fresh)
 {
 	struct rs_epoll *ep = it->ep;
 
 	rs_lock(&ep->ready_lock);
+	it->fresh |= fresh;
 	if (!it->queued) {
 		it->queued = true;
 		it->ready_next = NULL;
@@ -162,7 +166,7 @@ static void push(struct item *it)
 	rs_unlock(&ep->ready_lock);
 }
 
-static struct item *pop(struct rs_epoll *ep)
+static struct item *pop(struct rs_epoll *ep, bool *fresh)
 {
 	struct item *it;
 
@@ -173,6 +177,8 @@ static struct item *pop(struct rs_epoll *ep)
 		if (!ep->ready)
 			ep->ready_tail = &ep->ready;
 		it->queued = false;
+		*fresh = it->fresh;
+		it->fresh = false;
 		__atomic_store_n(&ep->nready, ep->nready - 1, __ATOMIC_SEQ_CST);
 	}
 	rs_unlock(&ep->ready_lock);
@@ -199,9 +205,9 @@ static void unqueue(struct item *it)
 
 /* ---- what connections tell us, under their lock ---- */
 
-static void say(struct item *it)
+static void say(struct item *it, bool fresh)
 {
-	push(it);
+	push(it, fresh);
 	if (__atomic_load_n(&it->ep->sleepers, __ATOMIC_SEQ_CST))
 		rs_bell_ring(1u << GET(it->ep->bell));
 }
@@ -209,10 +215,12 @@ static void say(struct item *it)
 static void changed(struct rs_watch *w, struct rs_conn *c)
 {
 	struct item *it = item_of(w);
+	/* Of TCP's bytes and room nothing else tells; of the ring's, take_news(). RST ends both. */
+	bool fresh = c->sm.rx == RS_RX_RAW || c->sm.rx == RS_RX_ARMED ||
+		     (c->sm.tx == RS_TX_RAW && !c->err && !c->rst_told);
 
-	(void)c;
 	if (!GET(it->in_kernel) && !GET(it->disarmed))
-		say(it);
+		say(it, fresh);
 }
 
 /*
@@ -333,7 +341,7 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		/* Whoever finds it in the queue waits for the connection's lock. */
 		SET(it->switched, UINT64_MAX);
 		SET(it->in_kernel, false);
-		push(it);
+		push(it, true);
 		rs_sys4(SYS_epoll_ctl, GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
 		__atomic_fetch_sub(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
 		SET(it->switched, __atomic_add_fetch(&it->ep->switches, 1, __ATOMIC_SEQ_CST));
@@ -347,7 +355,7 @@ static void kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 	rs_conn_want(c, GET(it->ep->bell), false);
 	if (GET(it->ep->nested))
 		rs_links_asleep(GET(it->ep->bell), RS_BELL_ALWAYS);
-	say(it);
+	say(it, true);
 }
 
 /* A set that another one watches: set the alarm again, and ring if something is ready still. */
@@ -529,7 +537,7 @@ static int modify_item(struct rs_epoll *ep, struct item *it, struct epoll_event 
 		it->data = ev->data;
 		SET(it->disarmed, false);
 		if (!it->in_kernel)
-			say(it);
+			say(it, true);
 	}
 	rs_unlock(&it->c->lock);
 	if (r != 0) {
@@ -658,7 +666,7 @@ static void take_news(struct rs_conn *c, void *arg)
 		struct item *it = item_of(w);
 
 		if (it->ep == ep && !GET(it->in_kernel) && !GET(it->disarmed))
-			push(it);
+			push(it, true);
 	}
 	rs_unlock(&c->lock);
 	rs_conn_put(c);
@@ -679,6 +687,8 @@ static uint32_t item_mask(struct item *it)
 					EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND);
 	uint32_t ask, mask;
 
+	if (it->events & EPOLLET)
+		events |= EPOLLRDHUP; /* the end of the stream, for to_report() */
 	mask = rs_conn_poll(it->c, events, &ask);
 	if (ask) {
 		struct pollfd p = { .events = (short)ask };
@@ -699,8 +709,8 @@ static uint32_t item_mask(struct item *it)
 	return mask;
 }
 
-/* What the item has to report now. */
-static uint32_t to_report(struct rs_epoll *ep, struct item *it)
+/* What the item has to report now. `fresh`: as it was queued. */
+static uint32_t to_report(struct rs_epoll *ep, struct item *it, bool fresh)
 {
 	uint32_t mask;
 
@@ -715,7 +725,17 @@ static uint32_t to_report(struct rs_epoll *ep, struct item *it)
 	}
 	if (GET(it->in_kernel))
 		return 0; /* since a moment ago: the kernel will report it */
-	return mask;
+	if (it->events & EPOLLET) {
+		/*
+		 * The ring tells of the end of the stream, and then TCP does. After it no more
+		 * bytes come: what repeats it is no edge.
+		 */
+		it->seen = mask;
+		it->told &= mask;
+		if (it->told & EPOLLRDHUP && !fresh && it->told == mask)
+			return 0;
+	}
+	return mask & (it->events | EPOLLERR | EPOLLHUP);
 }
 
 static bool has_data(const struct epoll_event *ev, int n, const struct item *it)
@@ -745,7 +765,8 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max, 
 	batch = ++ep->batches;
 	rounds = __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST);
 	while (rounds-- && n < max) {
-		struct item *it = pop(ep);
+		bool fresh = false;
+		struct item *it = pop(ep, &fresh);
 		uint32_t mask;
 
 		if (!it)
@@ -753,21 +774,22 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max, 
 		/* Others may leave the queue meanwhile: then this is one that we have put back. */
 		if (it->batch == batch ||
 		    (kernel && GET(it->switched) > since && has_data(ev, kernel, it))) {
-			push(it);
+			push(it, fresh);
 			continue;
 		}
-		mask = to_report(ep, it);
+		mask = to_report(ep, it, fresh);
 		if (!mask)
 			continue;
 		ev[n].events = mask;
 		ev[n].data = it->data;
+		it->told = it->seen;
 		it->batch = batch;
 		n++;
 		SET(ep->last_cpu, rs_conn_peer_cpu(it->c));
 		if (it->events & EPOLLONESHOT)
 			SET(it->disarmed, true);
 		else if (!(it->events & EPOLLET))
-			push(it);
+			push(it, false);
 	}
 	rs_unlock(&ep->lock);
 	return n;
@@ -858,13 +880,14 @@ static bool any_ready(struct rs_epoll *ep)
 	rs_lock(&ep->lock);
 	harvest(ep);
 	for (uint32_t rounds = GET(ep->nready); rounds && !ready; rounds--) {
-		struct item *it = pop(ep);
+		bool fresh = false;
+		struct item *it = pop(ep, &fresh);
 
 		if (!it)
 			break;
-		ready = to_report(ep, it) != 0;
+		ready = to_report(ep, it, fresh) != 0;
 		if (ready)
-			push(it);
+			push(it, fresh);
 	}
 	rs_unlock(&ep->lock);
 	return ready;

@@ -144,7 +144,7 @@ $(BUILD)/tests/sim/sim-%: $(SIM_SRC) $(SIM_CORE) $(wildcard rsock/*.h tests/sim/
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit stress sim conformance apps asan tsan
+SUITES := unit stress sim conformance apps lab asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
@@ -169,6 +169,11 @@ test-conformance: all $(CONFORMANCE)
 test-apps: all $(APPS)
 	$(call run-suite,apps) --timeout=1800 $(call script,tests/apps/run)
 
+# Two hosts with RDMA devices, as guests of this machine (tests/lab/README.md).
+test-lab: all $(APPS) $(BENCH)
+	$(Q)tests/lab/kernel >/dev/null
+	$(call run-suite,lab) --timeout=1500 $(call script,tests/lab/run)
+
 # The unit and stress programs again, in a build of their own with sanitizers.
 test-asan: SANITIZER := address,undefined
 test-tsan: SANITIZER := thread
@@ -179,13 +184,17 @@ test-san: $(UNIT) $(STRESS)
 
 # ---- the rest ----
 
-.PHONY: demo bench install uninstall deps format lint clean help
+.PHONY: demo bench lab-shell install uninstall deps format lint clean help
 deps:
 	$(Q)tools/deps.sh
 
 demo: deps
 	$(Q)$(MAKE) $(JOBS) all
 	$(Q)tools/demo.py $(BUILD)/rsock
+
+lab-shell: all
+	$(Q)tests/lab/kernel >/dev/null
+	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/lab/shell
 
 bench: all $(BENCH)
 	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) bench/run
@@ -194,6 +203,7 @@ install: all
 	install -d $(BINDIR) $(LIBDIR)/rsock $(LIBDIR)/pkgconfig $(INCDIR) $(MANDIR)
 	install -m 755 $(TOOL) $(BINDIR)/rsock
 	install -m 644 $(PRELOAD_LIB) $(LIBDIR)/rsock/librsock-preload.so
+	install -m 644 $(RDMA_LIB) $(LIBDIR)/rsock/librsock-rdma.so
 	install -m 644 $(API_LIB) $(LIBDIR)/librsock.so.0
 	ln -sf librsock.so.0 $(LIBDIR)/librsock.so
 	install -m 644 rsock/rsock.h $(INCDIR)/rsock.h
@@ -228,6 +238,7 @@ help:
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES)' \
 		'bench              the benchmarks' \
+		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \
 		'install uninstall  under $$(DESTDIR)$$(PREFIX); PREFIX=$(PREFIX)' \
 		'deps               install the Debian packages that building and testing need' \
 		'format lint        clang-format; format check and cppcheck' \

@@ -83,7 +83,8 @@ struct rs_shm_link {
 	struct rs_shm_head *mine[RS_SHM_SEGMENTS];
 	struct rs_shm_head *peer[RS_SHM_SEGMENTS];
 	uint32_t nmine, npeer;
-	struct rs_remote *remote; /* over RDMA: `mine` is private memory, `peer` unused (remote.h) */
+	struct rs_remote
+		*remote; /* over RDMA: `mine` is private memory, `peer` unused (remote.h) */
 	/* The peer's eventfds, -1 where not known; 0 is always known, perhaps an RS_BELL_SOCKET(). */
 	int bell_fd[RS_BELLS];
 };

@@ -11,8 +11,9 @@ set -eu
 build='gcc libc6-dev make git libibverbs-dev librdmacm-dev'
 tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iproute2 strace jq curl'
 programs='redis-server redis-tools iperf3 nginx wrk gnuplot-nox'
+lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux'
 lint='clang-format cppcheck'
-wanted="$build $tests $programs $lint"
+wanted="$build $tests $programs $lab $lint"
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "deps: not a Debian system; see to it that these are installed: $wanted" >&2

@@ -244,7 +244,7 @@ def case_little_memory_may_be_locked(lab):
                  (RSOCK, limited))
 
 
-@needs(timeout=90)
+@needs(timeout=60, todo="redis-benchmark does not always come to its end")
 def case_redis(lab):
     a, b = lab.hosts
     server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", b.ip, "--save", "",

@@ -260,7 +260,7 @@ def case_poll_select_and_epoll_programs(lab):
     exchange(lab, {"out": 4 << 20, "connections": 4}, {"style": "epoll"}, {"style": "block"})
 
 
-@needs(timeout=120)
+@needs(timeout=120, todo="a few of 200 connections made at once may be left on TCP")
 def case_200_connections_at_once(lab):
     exchange(lab, {"style": "epoll", "connections": 200, "out": 200000, "settle": 3}, timeout=80)
     exchange(lab, {"style": "block", "connections": 50, "out": 400000, "settle": 2}, timeout=50)

@@ -144,14 +144,14 @@ $(BUILD)/tests/sim/sim-%: $(SIM_SRC) $(SIM_CORE) $(wildcard rsock/*.h tests/sim/
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit stress sim conformance apps lab asan tsan
+SUITES := unit stress sim conformance apps asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
 script = $(wildcard $(1))
 JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: test $(addprefix test-,$(SUITES) san)
+.PHONY: test $(addprefix test-,$(SUITES) lab san)
 test: deps
 	$(Q)rm -f $(RESULTS)
 	$(Q)$(MAKE) $(JOBS) -k all programs || :
@@ -236,7 +236,7 @@ help:
 		'all                the preload library, librsock.so and the rsock command (build/)' \
 		'demo               real programs, plain and under rsock, side by side' \
 		'test               every test suite; ends with "N passed, N failed"' \
-		'test-SUITE         one suite: $(SUITES)' \
+		'test-SUITE         one suite: $(SUITES) lab' \
 		'bench              the benchmarks' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \
 		'install uninstall  under $$(DESTDIR)$$(PREFIX); PREFIX=$(PREFIX)' \

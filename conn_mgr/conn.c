@@ -435,11 +435,25 @@ void rs_conn_tcp_ended(struct rs_conn *c)
 	peer_ended(c);
 }
 
+/*
+ * The peer closed. What we put into its ring after that it will not see; TCP would have answered with
+ * RST (EPIPE, for its FIN came before).
+ */
+static void peer_closed(struct rs_conn *c)
+{
+	if (c->broken || c->closed || c->ch.remote || rs_chan_tx_head(&c->ch) >= c->ch.tail)
+		return;
+	c->broken = true;
+	c->err = EPIPE;
+	rs_conn_ring(c);
+}
+
 /* Takes control data off the head of TCP, as far as there is any. */
 void rs_conn_take_control(struct rs_conn *c)
 {
 	uint8_t buf[RS_FRAME_LEN];
 	uint64_t n;
+	bool orphan;
 	long r;
 
 	for (;;) {
@@ -495,7 +509,10 @@ void rs_conn_take_control(struct rs_conn *c)
 				return;
 			}
 			c->krx += (uint64_t)r;
+			orphan = c->sm.tx_orphan;
 			rs_rx_frame(&c->sm, buf, (size_t)r, rs_now_ms());
+			if (!orphan && c->sm.tx_orphan)
+				peer_closed(c);
 			continue;
 		case RS_HEAD_SKIP:
 			r = rs_sys6(SYS_recvfrom, c->fd, 0, (long)(n < INT_MAX ? n : INT_MAX),

@@ -89,8 +89,8 @@ def send(how, s, tell):
     if how in ("splice", "syscall"):
         os.kill(os.getppid(), signal.SIGSTOP)
         threading.Timer(3, os.kill, (os.getppid(), signal.SIGCONT)).start()
-        kernel_call(how, s)
         os.write(tell, b"%d" % sent)
+        kernel_call(how, s)
         s.close()
         time.sleep(4)
         os._exit(0)
@@ -134,6 +134,7 @@ def main():
     warm_up(role, s)
     if role == "sender":
         send(how, s, tell)
+    os.close(tell)
     print(receive(how, s, told))
 
 

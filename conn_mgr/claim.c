@@ -19,7 +19,7 @@
 #define BUCKETS 4096u
 #define BACKOFF_MAX_MS 100u
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
-#define REFUSALS 8 /* a third of a second */
+#define REFUSALS 20 /* a second and a half: the server may have to load the libraries first */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
 
 static struct rs_lock hash_lock;

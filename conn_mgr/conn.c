@@ -22,6 +22,7 @@
 #include "rsock/sys.h"
 
 #define BUSY_MS 2
+#define REMOTE_ENTER 12 /* times as long as on one host */
 
 static struct rs_lock pool_lock;
 static struct rs_conn *pool;
@@ -670,6 +671,12 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	c->window_end = 0;
 	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
 	c->sm.cfg.ring_survives = !remote;
+	/*
+	 * To be late with the proof is final. It comes behind all that TCP has queued in both
+	 * directions, which over a network takes the program seconds to read.
+	 */
+	if (remote)
+		c->sm.cfg.enter_ms *= REMOTE_ENTER;
 	rs_stream_attach(&c->sm, key, c->server);
 	rs_conn_buffers(c);
 	if (manage(c) != 0) {

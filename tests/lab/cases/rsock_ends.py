@@ -163,7 +163,7 @@ def case_a_killed_receiver_is_noticed(lab):
 def case_RDMA_blocked_in_the_middle(lab):
     """The stream leaves for TCP, and not a byte is missing."""
     a, b = lab.hosts
-    total = 96 << 20
+    total = 256 << 20
     for i, (client, server) in enumerate(((f"send={total}", "receive"),
                                           ("receive", f"send={total}"))):
         ends = pair(lab, client, server, port=PORT + i,

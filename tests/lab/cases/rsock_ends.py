@@ -250,7 +250,7 @@ def case_redis(lab):
     server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", b.ip, "--save", "",
                       "--protected-mode", "no"])
     server.wait_listening(6379)
-    bench = a.spawn([*RSOCK, "redis-benchmark", "-h", b.ip, "-n", "20000", "-c", "20", "-d", "500",
+    bench = a.spawn([*RSOCK, "redis-benchmark", "-h", b.ip, "-n", "6000", "-c", "20", "-d", "500",
                      "-t", "set,get,lpush,lrange_100", "-q"])
     paths = set()
     while bench.running():

@@ -454,7 +454,7 @@ void rs_conn_take_control(struct rs_conn *c)
 {
 	uint8_t buf[RS_FRAME_LEN];
 	uint64_t n;
-	bool orphan;
+	bool fast;
 	long r;
 
 	for (;;) {
@@ -510,9 +510,9 @@ void rs_conn_take_control(struct rs_conn *c)
 				return;
 			}
 			c->krx += (uint64_t)r;
-			orphan = c->sm.tx_orphan;
+			fast = c->sm.tx == RS_TX_FAST && !c->sm.tx_orphan;
 			rs_rx_frame(&c->sm, buf, (size_t)r, rs_now_ms());
-			if (!orphan && c->sm.tx_orphan)
+			if (fast && c->sm.tx_orphan)
 				peer_closed(c);
 			continue;
 		case RS_HEAD_SKIP:
@@ -695,6 +695,8 @@ out:
 
 void rs_conn_message(struct rs_conn *c, const struct rs_msg *m)
 {
+	bool fast;
+
 	rs_lock(&c->lock);
 	if (!c->bound)
 		goto out;
@@ -704,7 +706,10 @@ void rs_conn_message(struct rs_conn *c, const struct rs_msg *m)
 		c->sm.refuse = true;
 		c->sm.why = RS_REASON_FOREIGN_IO;
 	}
+	fast = c->sm.tx == RS_TX_FAST && !c->sm.tx_orphan;
 	rs_stream_msg(&c->sm, m->type, m->epoch, m->offset, rs_now_ms());
+	if (fast && c->sm.tx_orphan)
+		peer_closed(c);
 	if (m->type == RS_MSG_LEAVE || m->type == RS_MSG_GONE) {
 		if (!c->sm.why)
 			c->sm.why = RS_REASON_PEER_LEFT;

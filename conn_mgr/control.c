@@ -371,10 +371,13 @@ bool rs_control_stop(void)
 
 		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
 	}
-	if (!rs_control_running())
-		return true;
 	__atomic_store_n(&pausing, 0, __ATOMIC_SEQ_CST);
-	return false;
+	if (rs_control_running())
+		return false;
+	if (joinable)
+		pthread_join(thread, NULL); /* it is about to return */
+	joinable = false;
+	return true;
 }
 
 static bool all_exited(bool hurry)

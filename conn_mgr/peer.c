@@ -411,7 +411,7 @@ bool rs_links_asleep(uint32_t bell, enum rs_bell_when when)
 bool rs_links_remote(void)
 {
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next)
-		if (l->shm.remote && rs_link_alive(l))
+		if (rs_link_alive(l) && l->shm.remote)
 			return true;
 	return false;
 }
@@ -508,9 +508,10 @@ static void reclaim(struct rs_link *l)
 	if (l->ring_sock >= 0)
 		close_socket(l->ring_sock);
 	l->ring_sock = -1;
-	if (l->shm.remote)
+	if (l->shm.remote) {
 		rs_remote_free(l->shm.remote);
-	l->shm.remote = NULL;
+		l->shm.remote = NULL;
+	}
 	l->shm.nmine = 0;
 	l->shm.npeer = 0;
 	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));

@@ -173,8 +173,12 @@ static void own_event(struct rs_source *s, uint32_t events)
 /* Not under the lock: a HELLO that is there already leads everywhere. */
 static void accept_again(uint64_t now)
 {
-	if (!accept_at || now < accept_at)
+	if (!accept_at)
 		return;
+	if (now < accept_at) {
+		rs_control_due(accept_at); /* something else was due earlier */
+		return;
+	}
 	accept_at = 0;
 	for (size_t i = 0; i < PORTS; i++)
 		if (__atomic_load_n(&listeners[i].port, __ATOMIC_RELAXED))

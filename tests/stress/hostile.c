@@ -182,11 +182,13 @@ static int linked(void)
 /* It answers: the link is up and the control thread at work. */
 static void answers(int sock, const char *what)
 {
+	struct pollfd p = { sock, POLLOUT, 0 };
 	uint8_t m[96];
 
 	message(m, CLAIM, 96);
 	m[12] = 4;
-	say(sock, m, 96, NULL, 0);
+	while (say(sock, m, 96, NULL, 0) < 0 && errno == EAGAIN && poll(&p, 1, 3000) == 1)
+		;
 	check(hear_type(sock, CLAIM_NO), what);
 }
 

@@ -7,7 +7,7 @@
 
 #include "conn_mgr/conn.h"
 #include "conn_mgr/control.h"
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
@@ -105,7 +105,7 @@ static uint32_t bucket(const uint8_t ip[16], uint16_t port)
 	return (h ^ h >> 15) % BUCKETS;
 }
 
-void rs_peer_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
+void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
 {
 	struct rs_directory *d;
 	bool holder = true;
@@ -185,13 +185,13 @@ uint64_t rs_claim_expire(uint64_t now)
 		rs_unlock(&hash_lock);
 		if (due > now)
 			return due;
-		rs_conn_give_up(c, rs_peer_why_none());
-		rs_peer_unaccept(c);
+		rs_conn_give_up(c, rs_links_why_none());
+		rs_claim_unaccept(c);
 		rs_conn_put(c);
 	}
 }
 
-void rs_peer_unaccept(struct rs_conn *c)
+void rs_claim_unaccept(struct rs_conn *c)
 {
 	struct rs_directory *d;
 	bool holder = true, queued;
@@ -502,7 +502,7 @@ static void next_process(struct rs_conn *c, uint64_t now)
 	c->claim_name[0] = '\0';
 	c->claim_index++;
 	set_claim(c, RS_CLAIM_WANTED, 0);
-	rs_peer_claim(c, now);
+	rs_claim_begin(c, now);
 }
 
 static struct rs_link *link_to(const char *name, int *err)
@@ -574,7 +574,7 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 	}
 }
 
-void rs_peer_claim(struct rs_conn *c, uint64_t now)
+void rs_claim_begin(struct rs_conn *c, uint64_t now)
 {
 	char name[RS_NAME_LEN];
 	struct rs_link *l;
@@ -758,7 +758,7 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 		}
 		memcpy(c->claim_name, m->name, RS_NAME_LEN);
 		set_claim(c, RS_CLAIM_WANTED, 0);
-		rs_peer_claim(c, now);
+		rs_claim_begin(c, now);
 		break;
 	case RS_CLAIM_NOT_YET:
 		c->claim_again = true;

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * conn_edge.h - between conn.c, conn_io.c and conn_poll.c: driving the state machine of a connection
+ * conn_edge.h - between the conn*.c: driving the state machine of a connection
+ *
+ * conn.c keeps connections and tells others about them, conn_enter.c brings them onto the fast path,
+ * conn_drive.c obeys the state machine, conn_io.c moves the program's bytes, conn_poll.c answers for
+ * readiness, conn_close.c ends them.
  *
  * All of these are called with the connection's lock held. None sleeps or waits for a peer.
  */
@@ -9,15 +13,36 @@
 
 #include "conn_mgr/conn.h"
 
+/* ---- conn.c ---- */
+
+/* From here on the control thread watches the TCP side and the kernel's epoll sets do not. 0 or -errno. */
+int rs_conn_manage(struct rs_conn *c);
+void rs_conn_unwatch_tcp(struct rs_conn *c);
+/* Kernel TCP for good. */
+void rs_conn_become_plain(struct rs_conn *c);
+/* Brings the row of `rsock stat` up to date. */
+void rs_conn_show(struct rs_conn *c);
+
+/* ---- conn_drive.c ---- */
+
 /* Obeys what the state machine wants done: messages, control bytes, wake-ups, ends. */
 void rs_conn_settle(struct rs_conn *c);
 /* The same, when there is anything, and releases the lock. */
 void rs_conn_unlock(struct rs_conn *c);
+/* Tells the state machine what has been acknowledged, and what has landed. */
+void rs_conn_sync(struct rs_conn *c);
 /* Takes control data (MARK, frames, overlap) off the head of TCP, as far as there is any. */
 void rs_conn_take_control(struct rs_conn *c);
 /* Writes to TCP what the state machine owes it. */
 void rs_conn_flush_out(struct rs_conn *c);
 /* TCP is at its end before MARK, or instead of it. */
 void rs_conn_tcp_ended(struct rs_conn *c);
+/*
+ * The peer closed. What we put into its ring after that it will not see; TCP would have answered with
+ * RST (EPIPE, for its FIN came before).
+ */
+void rs_conn_peer_closed(struct rs_conn *c);
+/* Lets go of the slot, and wakes who sleeps there. */
+void rs_conn_detach(struct rs_conn *c);
 
 #endif

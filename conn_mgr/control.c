@@ -12,7 +12,8 @@
 
 #include "conn_mgr/claim.h"
 #include "conn_mgr/conn.h"
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
+#include "conn_mgr/rendezvous.h"
 #include "rsock/bell.h"
 #include "rsock/lock.h"
 #include "rsock/log.h"
@@ -131,7 +132,7 @@ static void drop(struct rs_conn *c)
 	if (c->next)
 		c->next->prev = c->prev;
 	c->listed = false;
-	rs_peer_unaccept(c);
+	rs_claim_unaccept(c);
 	rs_claim_drop(c);
 	rs_conn_put(c);
 }
@@ -179,7 +180,7 @@ static uint64_t look_at_all(uint64_t now)
 		}
 		if (c->claim == RS_CLAIM_WANTED ||
 		    (c->claim == RS_CLAIM_BACKOFF && now >= c->claim_at)) {
-			rs_peer_claim(c, now);
+			rs_claim_begin(c, now);
 			d = due_of(c);
 		}
 		if (waits && (!d || d > now + TICK_MS))
@@ -220,7 +221,7 @@ static void bell_event(struct rs_source *s, uint32_t events)
 	(void)s;
 	(void)events;
 	rs_bell_clear(0);
-	rs_peer_scan_bells();
+	rs_links_scan();
 }
 
 static bool may_stop(void)
@@ -229,7 +230,8 @@ static bool may_stop(void)
 
 	rs_lock(&lock);
 	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) &&
-	    rs_claim_expire(0) == UINT64_MAX && rs_peer_idle() && rs_peer_close_links()) {
+	    rs_claim_expire(0) == UINT64_MAX && rs_rendezvous_idle() && rs_links_idle() &&
+	    rs_links_close()) {
 		__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
 		stop = true;
@@ -265,8 +267,10 @@ static void *control_main(void *arg)
 		window = rs_claim_expire(now);
 		if (window < due)
 			due = window;
-		rs_peer_timer(now);
-		if (!rs_control_conns && window == UINT64_MAX && rs_peer_idle()) {
+		rs_links_timer(now);
+		rs_rendezvous_timer(now);
+		if (!rs_control_conns && window == UINT64_MAX && rs_rendezvous_idle() &&
+		    rs_links_idle()) {
 			if (!idle_since)
 				idle_since = now;
 			if (now - idle_since >= LINGER_MS && may_stop())

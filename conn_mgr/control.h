@@ -2,7 +2,7 @@
 /*
  * control.h - the control thread: one per process, from the first TCP connect or listen on
  *
- * It owns the rendezvous sockets and links (conn_mgr/peer.h), watches the TCP side of connections
+ * It owns the rendezvous sockets and links (conn_mgr/link.h), watches the TCP side of connections
  * that are off the beaten path, and runs timers. All functions are thread-safe; none waits for it.
  */
 #ifndef CONN_MGR_CONTROL_H

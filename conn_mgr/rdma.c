@@ -12,7 +12,7 @@
 
 #include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/config.h"
 #include "rsock/lock.h"

@@ -10,7 +10,7 @@
 
 #include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "conn_mgr/rdma.h"
 #include "rsock/config.h"
 #include "rsock/lock.h"
@@ -415,7 +415,7 @@ void rs_rendezvous_forget(void)
 static uint64_t plain_ports[PLAIN_PORTS];
 #define EXPIRY_MASK (((uint64_t)1 << 42) - 1)
 
-bool rs_peer_known_plain(uint16_t port)
+bool rs_rendezvous_known_plain(uint16_t port)
 {
 	uint64_t w = __atomic_load_n(&plain_ports[port % PLAIN_PORTS], __ATOMIC_RELAXED);
 

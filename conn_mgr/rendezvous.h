@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
  * rendezvous.h - the abstract unix sockets at which processes of one network namespace find each
- * other (names: see peer.h), and the memory of ports where nobody answers
+ * other, and the memory of ports where nobody answers
+ *
+ * "rsock.PORT.N" is the N-th process (group) that listens on that TCP port; "rsock.p.PID.RANDOM" is
+ * one process.
  */
 #ifndef CONN_MGR_RENDEZVOUS_H
 #define CONN_MGR_RENDEZVOUS_H
@@ -33,6 +36,8 @@ int rs_rendezvous_connect(const char *name);
 /* Nobody answered for `port` / somebody did. */
 void rs_rendezvous_refused(uint16_t port, uint64_t now);
 void rs_rendezvous_answered(uint16_t port);
+/* Nobody answered for that port a moment ago. Thread-safe. */
+bool rs_rendezvous_known_plain(uint16_t port);
 
 /* For the control thread: take over names whose holder died. */
 void rs_rendezvous_timer(uint64_t now);

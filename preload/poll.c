@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "conn_mgr/real.h"
 #include "conn_mgr/wait.h"
 #include "preload/epoll.h"
@@ -208,7 +208,7 @@ static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const 
 	int r;
 
 	s->bell = rs_bell_get();
-	rs_peer_bells();
+	rs_links_send_bells();
 	arm(s, s->bell, true);
 	rs_links_asleep(s->bell, RS_BELL_ONCE);
 	s->k[s->n] = (struct pollfd){ .fd = rs_bell_fd(s->bell), .events = POLLIN };

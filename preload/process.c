@@ -7,11 +7,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/real.h"
+#include "conn_mgr/rendezvous.h"
 #include "preload/epoll.h"
 #include "preload/files.h"
 #include "rsock/bell.h"
@@ -103,7 +105,10 @@ static void after_fork_child(void)
 	rs_conns_forget();
 	rs_rows_forget();
 	rs_control_forget();
-	rs_peer_forget();
+	rs_links_forget();
+	rs_claim_forget();
+	rs_rdma_forget();
+	rs_rendezvous_forget();
 	rs_proof_forget();
 	rs_epoll_forget();
 	rs_bell_forget();

@@ -10,8 +10,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/real.h"
 #include "conn_mgr/rendezvous.h"
@@ -428,7 +429,7 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 			plain(c, RS_REASON_NO_DEVICE);
 			return;
 		}
-	} else if (rs_peer_known_plain(port)) {
+	} else if (rs_rendezvous_known_plain(port)) {
 		plain(c, RS_REASON_PEER_PLAIN);
 		return;
 	}
@@ -544,7 +545,7 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	c = new_conn(fd, true);
 	if (!c)
 		return;
-	rs_peer_accepted(c, port, (const struct sockaddr *)(const void *)peer);
+	rs_claim_accepted(c, port, (const struct sockaddr *)(const void *)peer);
 }
 
 static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, bool four)

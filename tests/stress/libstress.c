@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "conn_mgr/peer.h"
+#include "conn_mgr/link.h"
 #include "preload/process.h"
 #include "rsock/rsock.h"
 

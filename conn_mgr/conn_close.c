@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/conn_edge.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include "conn_mgr/claim.h"
+#include "conn_mgr/control.h"
+#include "conn_mgr/wait.h"
+#include "rsock/sys.h"
+
+/* ---- by the program ---- */
+
+int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
+{
+	int r = 0;
+
+	if (rs_lock_mine(&c->lock)) {
+		/*
+		 * A handler that interrupted our own call. The kernel's FIN without a frame is what
+		 * the peer would see of a process that ends: all of the ring, then end of file.
+		 */
+		if (how != SHUT_WR)
+			c->rd_shut = true;
+		return how == SHUT_RD ? 0 : (int)rs_sys2(SYS_shutdown, fd, SHUT_WR);
+	}
+	rs_lock(&c->lock);
+	if (c->plain || !c->bound) {
+		/* A candidate's bytes are all with TCP: the kernel does it right. */
+		if (!c->plain && how != SHUT_RD) {
+			c->sm.refuse = true;
+			c->reason = RS_REASON_CLOSING;
+			rs_conn_become_plain(c);
+		}
+		r = (int)rs_sys2(SYS_shutdown, fd, how);
+		rs_unlock(&c->lock);
+		return r;
+	}
+	if (how != SHUT_RD && how != SHUT_WR && how != SHUT_RDWR) {
+		r = -EINVAL;
+	} else {
+		uint64_t m;
+
+		/* Both directions have ended: TCP would be closed (tcp(7), inet_shutdown). */
+		if (c->reset || c->broken ||
+		    (c->sm.fin_wanted && (c->sm.rx_fin_known || c->sm.rx_eof ||
+					  (c->sm.rx == RS_RX_FAST && rs_chan_rx_fin(&c->ch, &m)))))
+			r = -ENOTCONN;
+		rs_conn_sync(c);
+		if (how != SHUT_WR)
+			c->rd_shut = true;
+		if (how != SHUT_RD)
+			rs_stream_shutdown_wr(&c->sm, rs_now_ms());
+		rs_conn_settle(c);
+		rs_conn_ring(c);
+	}
+	rs_conn_unlock(c);
+	return r;
+}
+
+/* SO_LINGER with a time: close waits that long for the peer to take what was sent. */
+static void linger(struct rs_conn *c, int fd, uint32_t seconds)
+{
+	uint64_t end = rs_now_ms() + (uint64_t)seconds * 1000;
+	long fl = rs_sys2(SYS_fcntl, fd, F_GETFL);
+
+	if (fl < 0 || fl & O_NONBLOCK)
+		return;
+	while (c->sm.tx == RS_TX_FAST &&
+	       c->ch.tail - rs_chan_tx_head(&c->ch) > ((uint64_t)1 << 18) && rs_now_ms() < end) {
+		struct timespec ts = { 0, 1000000 };
+
+		rs_unlock(&c->lock);
+		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+		rs_lock(&c->lock);
+	}
+}
+
+void rs_conn_close(struct rs_conn *c, int fd)
+{
+	struct linger lin = { 0 };
+	socklen_t len = sizeof(lin);
+	bool unread = false;
+	uint64_t n;
+
+	if (c->server)
+		rs_claim_unaccept(c);
+	rs_lock(&c->lock);
+	if (c->bound && !c->plain &&
+	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &lin, &len) == 0 && lin.l_onoff) {
+		unread = lin.l_linger == 0; /* abort, as if bytes were left unread */
+		if (!unread)
+			linger(c, fd, (uint32_t)lin.l_linger);
+	}
+	c->closed = true;
+	c->fd = fd;
+	if (c->reset && c->bound)
+		rs_conn_detach(c);
+	if (c->plain || c->reset)
+		goto out;
+	if (!c->bound) {
+		c->reason = RS_REASON_CLOSING;
+		rs_conn_become_plain(c);
+		goto out;
+	}
+	rs_conn_sync(c);
+	rs_conn_take_control(c);
+	if (c->sm.rx == RS_RX_FAST || c->sm.rx == RS_RX_DRAIN) {
+		unread |= rs_chan_rx_tail(&c->ch) > c->sm.rx_off &&
+			  rs_rx_plan(&c->sm, &n) == RS_RXP_RING;
+	}
+	if (rs_tcp_head(&c->sm, &n) == RS_HEAD_APP) {
+		int inq = 0;
+
+		rs_sys3(SYS_ioctl, fd, FIONREAD, &inq);
+		unread |= inq > 0;
+	}
+	rs_conn_unwatch_tcp(c);
+	rs_stream_close(&c->sm, unread, rs_now_ms());
+	rs_conn_settle(c);
+	if (c->sm.dead)
+		goto out;
+	/* The peer may still write control bytes: keep the socket until it says that it will not. */
+	{
+		long held = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+
+		if (held < 0) {
+			/* No descriptor to read the peer's last words with: as a process that dies. */
+			rs_stream_violation(&c->sm);
+			rs_conn_settle(c);
+			if (c->bound)
+				rs_conn_detach(c);
+			goto out;
+		}
+		c->fd = rs_fd_hide((int)held);
+		c->held = true;
+		if (rs_control_watch_conn(c->fd, c) == 0)
+			c->watched_tcp = true;
+		rs_conn_take_control(c);
+		rs_conn_settle(c);
+	}
+out:
+	rs_conn_unlock(c);
+}
+
+void rs_conn_fd_added(struct rs_conn *c)
+{
+	__atomic_fetch_add(&c->nfds, 1, __ATOMIC_SEQ_CST);
+}
+
+enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
+{
+	enum rs_conn_left left = RS_FDS_REMAIN;
+	bool handler = rs_lock_mine(&c->lock); /* it interrupted one of our own calls */
+
+	if (!handler)
+		rs_lock(&c->lock);
+	if (!handler)
+		rs_waiters_stale(c, __builtin_frame_address(0));
+	if (__atomic_sub_fetch(&c->nfds, 1, __ATOMIC_SEQ_CST) == 0) {
+		long own = -EBADF;
+
+		if ((c->waiting || handler) && !c->reset)
+			own = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+		left = own >= 0 && rs_conn_get(c) ? RS_FDS_IN_USE : RS_FDS_NONE;
+		if (left == RS_FDS_IN_USE) {
+			__atomic_store_n(&c->orphan, true, __ATOMIC_RELAXED);
+			other = rs_fd_hide((int)own);
+		}
+	}
+	if (left != RS_FDS_NONE && c->fd == fd) {
+		bool watched = c->watched_tcp;
+
+		rs_conn_unwatch_tcp(c);
+		c->fd = other;
+		if (watched && rs_control_watch_conn(other, c) == 0)
+			c->watched_tcp = true;
+		if (c->row)
+			c->row->fd = other;
+	}
+	if (!handler)
+		rs_conn_unlock(c);
+	return left;
+}
+
+void rs_conn_close_orphan(struct rs_conn *c)
+{
+	int fd = c->fd;
+
+	rs_conn_close(c, fd);
+	rs_fd_close(fd);
+	rs_conn_put(c);
+}
+
+void rs_conn_abort(struct rs_conn *c)
+{
+	rs_lock(&c->lock);
+	if (!c->plain && !c->reset) {
+		rs_stream_violation(&c->sm);
+		rs_conn_settle(c);
+	}
+	rs_conn_unlock(c);
+}
+
+/* ---- leaving the fast path ---- */
+
+bool rs_conn_flush(struct rs_conn *c)
+{
+	bool flushing;
+
+	rs_lock(&c->lock);
+	if (c->bound && !c->plain && !c->reset && c->sm.tx == RS_TX_RAW && !c->sm.dead) {
+		rs_conn_flush_out(c);
+		rs_conn_settle(c);
+	}
+	flushing = c->bound && !c->plain && !c->reset && !c->sm.dead && c->sm.tx == RS_TX_RAW &&
+		   c->sm.tx_raw < c->sm.tx_off;
+	rs_conn_unlock(c);
+	return flushing;
+}
+
+int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms)
+{
+	uint64_t end = rs_now_ms() + wait_ms;
+	int r = 0;
+
+	if (rs_lock_mine(&c->lock))
+		return -ETIMEDOUT; /* a handler that interrupted our own call */
+	rs_lock(&c->lock);
+	if (!c->plain && !c->bound) {
+		c->reason = (uint8_t)why;
+		rs_conn_become_plain(c);
+	} else if (!c->plain && !c->reset) {
+		rs_conn_sync(c);
+		rs_conn_take_control(c);
+		c->sm.refuse = true;
+		if (!c->left)
+			c->reason = (uint8_t)why;
+		c->left = true;
+		rs_stream_leave(&c->sm, (uint8_t)why, consumed);
+		rs_conn_settle(c);
+	}
+	while (!c->plain && !c->reset && !c->closed) {
+		uint32_t news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
+		uint64_t now = rs_now_ms();
+		struct timespec ts = { 0, 5000000 };
+
+		if (now >= end) {
+			r = -ETIMEDOUT;
+			break;
+		}
+		/* What is left in the ring has to be read by the program, unless it comes again. */
+		if ((!consumed && c->sm.rx == RS_RX_DRAIN && c->sm.rx_off < c->sm.rx_have) ||
+		    (c->sm.rx_fin_frame && c->sm.rx_off < c->sm.rx_fin)) {
+			r = -EINPROGRESS;
+			break;
+		}
+		rs_unlock(&c->lock);
+		__atomic_fetch_add(&c->sleepers, 1, __ATOMIC_SEQ_CST);
+		rs_futex_wait(&c->news, news, &ts, true);
+		__atomic_fetch_sub(&c->sleepers, 1, __ATOMIC_SEQ_CST);
+		rs_lock(&c->lock);
+		if (!c->plain && c->managed) {
+			rs_conn_sync(c);
+			rs_conn_take_control(c);
+			rs_conn_flush_out(c);
+			rs_conn_settle(c);
+		}
+	}
+	rs_conn_unlock(c);
+	return r;
+}
+
+/* ---- the end of the process ---- */
+
+/* Under the lock: whether there is something that ends with this process, and must not. */
+static bool staged(const struct rs_conn *c)
+{
+	return c->bound && c->ch.remote && !c->plain && !c->reset && !c->sm.dead;
+}
+
+void rs_conn_exit(struct rs_conn *c)
+{
+	uint64_t n;
+
+	if (rs_lock_mine(&c->lock))
+		return; /* exit() in a signal handler, inside our own call */
+	rs_lock(&c->lock);
+	if (staged(c)) {
+		rs_conn_sync(c);
+		rs_conn_take_control(c);
+		c->sm.refuse = true;
+		/* What is unread then, TCP answers with RST: so do we. */
+		if (!c->closed && rs_rx_plan(&c->sm, &n) == RS_RXP_RING &&
+		    rs_chan_rx_tail(&c->ch) > c->sm.rx_off)
+			rs_stream_close(&c->sm, true, rs_now_ms());
+		else
+			rs_stream_leave(&c->sm, RS_REASON_CLOSING, false);
+		rs_conn_settle(c);
+	}
+	rs_conn_unlock(c);
+}
+
+bool rs_conn_exited(struct rs_conn *c, bool hurry)
+{
+	bool over = true;
+	int outq = 0;
+
+	if (rs_lock_mine(&c->lock))
+		return true;
+	rs_lock(&c->lock);
+	if (staged(c)) {
+		rs_remote_progress(c->ch.remote);
+		rs_conn_sync(c);
+		rs_conn_take_control(c);
+		rs_conn_flush_out(c);
+		rs_conn_settle(c);
+		over = !staged(c);
+		/*
+		 * What the peer still writes, a closed socket answers with RST. That throws away
+		 * what the peer's kernel does not have by then.
+		 */
+		if (!over && hurry && rs_tx_is_raw(&c->sm))
+			over = rs_sys3(SYS_ioctl, c->fd, TIOCOUTQ, &outq) != 0 || outq == 0;
+	}
+	rs_conn_unlock(c);
+	return over;
+}

@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/conn_edge.h"
+
+#include <limits.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sys/epoll.h>
+
+#include "conn_mgr/link.h"
+#include "rsock/sys.h"
+
+/* ---- to TCP ---- */
+
+/* Error answers of TCP that mean RST was received, or that our kernel has given up. */
+static bool fatal(long r)
+{
+	return r == -ECONNRESET || r == -EPIPE || r == -ETIMEDOUT || r == -EHOSTUNREACH ||
+	       r == -ENETUNREACH || r == -ECONNABORTED || r == -ENOTCONN;
+}
+
+void rs_conn_sync(struct rs_conn *c)
+{
+	if (!c->bound)
+		return;
+	if (c->ch.remote && c->sm.tx == RS_TX_FAST)
+		rs_tx_posted(&c->sm, c->ch.posted);
+	rs_tx_acked(&c->sm, rs_chan_tx_head(&c->ch));
+	if (c->sm.rx != RS_RX_RAW && c->sm.rx != RS_RX_ARMED)
+		rs_rx_landed(&c->sm, rs_chan_rx_tail(&c->ch));
+	if (c->ch.rx_bad)
+		rs_stream_violation(&c->sm);
+}
+
+static void tcp_failed(struct rs_conn *c, long r)
+{
+	if (!c->err && r != -EPIPE)
+		c->err = (int)-r;
+	rs_conn_sync(c);
+	rs_rx_tcp_reset(&c->sm);
+}
+
+/* Writes what the state machine owes to TCP. */
+void rs_conn_flush_out(struct rs_conn *c)
+{
+	uint8_t buf[16384];
+	struct rs_tx_out o;
+	long r;
+
+	for (;;) {
+		const void *p;
+		size_t len;
+
+		rs_tx_out(&c->sm, &o);
+		if (!o.len)
+			break;
+		len = o.len;
+		if (o.ctl) {
+			p = o.ctl;
+		} else {
+			if (len > sizeof(buf))
+				len = sizeof(buf);
+			rs_chan_tx_fetch(&c->ch, o.from, buf, len);
+			p = buf;
+		}
+		r = rs_sys6(SYS_sendto, c->fd, (long)p, (long)len,
+			    MSG_DONTWAIT | MSG_NOSIGNAL | (o.more ? MSG_MORE : 0), 0, 0);
+		if (r == -EINTR)
+			continue;
+		if (r == -EAGAIN) {
+			c->blocked = true;
+			return;
+		}
+		if (r < 0) {
+			tcp_failed(c, r);
+			break;
+		}
+		c->ktx += (uint64_t)r;
+		rs_tx_wrote(&c->sm, (size_t)r, rs_now_ms());
+	}
+	c->blocked = false;
+}
+
+static void abort_tcp(struct rs_conn *c)
+{
+	const struct linger lin = { .l_onoff = 1, .l_linger = 0 };
+	struct sockaddr sa = { .sa_family = AF_UNSPEC };
+
+	if (c->reset)
+		return;
+	c->reset = true;
+	c->err = ECONNRESET;
+	rs_conn_unwatch_tcp(c);
+	if (c->closed) {
+		rs_sys5(SYS_setsockopt, c->fd, SOL_SOCKET, SO_LINGER, &lin, sizeof(lin));
+		if (c->held)
+			rs_fd_close(c->fd);
+		c->held = false;
+	} else {
+		/* The program still has descriptors: this sends RST without closing them. */
+		rs_sys3(SYS_connect, c->fd, &sa, sizeof(sa));
+	}
+}
+
+/* ---- to the peer ---- */
+
+static void send_messages(struct rs_conn *c)
+{
+	uint8_t n = c->sm.nmsgs;
+
+	c->sm.nmsgs = 0;
+	for (uint8_t i = 0; i < n; i++) {
+		struct rs_msg_small m = c->sm.msgs[i];
+
+		if (m.type == RS_MSG_FIN && !c->ch.remote) {
+			rs_chan_tx_fin(&c->ch, m.offset);
+			continue;
+		}
+		/* LEFT says that no write follows. */
+		if (m.type == RS_MSG_LEFT && c->ch.remote)
+			rs_remote_open(&c->ch, false);
+		if (m.type == RS_MSG_ENTER_OK)
+			rs_chan_rx_begin(&c->ch, m.offset);
+		rs_link_tell(c, m.type, m.epoch, m.offset);
+	}
+}
+
+void rs_conn_detach(struct rs_conn *c)
+{
+	rs_stream_gone(&c->sm);
+	send_messages(c);
+	rs_conn_ring(c); /* who sleeps in the slot must not stay there */
+	rs_link_detach(c);
+}
+
+/* What the queue pair needs to know, and who waits for acknowledgements, without a thread asleep. */
+static void settle_remote(struct rs_conn *c)
+{
+	bool open = rs_tx_may_post(&c->sm);
+
+	if (open != c->ch.open)
+		rs_remote_open(&c->ch, open);
+	if (c->sm.fin_wanted)
+		__atomic_fetch_or(&c->ch.mine->tx_mask, 1, __ATOMIC_SEQ_CST);
+	if (c->closed)
+		__atomic_fetch_or(&c->ch.mine->rx_mask, 1, __ATOMIC_SEQ_CST);
+	if (c->sm.rx_fin_known && !c->ch.eager) {
+		c->ch.eager = true;
+		rs_remote_credit(&c->ch);
+	}
+}
+
+void rs_conn_poke(struct rs_conn *c)
+{
+	rs_lock(&c->lock);
+	if (c->bound && !c->plain) {
+		if (c->ch.remote) {
+			rs_remote_post(&c->ch);
+			rs_remote_credit(&c->ch);
+			rs_conn_sync(c);
+		}
+		rs_conn_settle(c);
+	}
+	rs_conn_ring(c);
+	rs_conn_unlock(c);
+}
+
+/* ---- what the state machine wants ---- */
+
+/* Obeys the state machine. Call before every unlock. */
+void rs_conn_settle(struct rs_conn *c)
+{
+	bool ring = false;
+	uint64_t due;
+
+	for (;;) {
+		uint32_t todo = rs_stream_todo(&c->sm);
+
+		if (!todo && !c->sm.nmsgs)
+			break;
+		send_messages(c);
+		if (todo & RS_DO_RESET)
+			abort_tcp(c);
+		if (todo & RS_DO_OUT)
+			rs_conn_flush_out(c);
+		if (todo & RS_DO_SHUT_WR)
+			rs_sys2(SYS_shutdown, c->fd, SHUT_WR);
+		if (todo & RS_DO_CLOSE) {
+			rs_conn_unwatch_tcp(c);
+			if (c->held)
+				rs_fd_close(c->fd);
+			c->held = false;
+		}
+		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
+	}
+	/* Last: the MARK that was just written may be what the bytes had to wait for. */
+	if (c->bound && c->ch.remote)
+		settle_remote(c);
+	/* A peer that left did so for good. */
+	if (c->bound && c->sm.why == RS_REASON_PEER_LEFT)
+		c->sm.refuse = true;
+	if (c->bound && c->sm.why && c->sm.refuse && !c->left)
+		c->reason = c->sm.why;
+	if (c->bound && c->sm.refuse && !c->closed && !c->reset && rs_stream_is_raw(&c->sm)) {
+		rs_conn_become_plain(c); /* wakes those who sleep on the slot, while it is ours */
+		rs_conn_detach(c);
+		return;
+	}
+	if (c->bound && c->closed && c->sm.dead)
+		rs_conn_detach(c);
+	rs_conn_show(c);
+	due = rs_conn_deadline(c);
+	if (due)
+		rs_control_due(due);
+	if (ring)
+		rs_conn_ring(c);
+}
+
+void rs_conn_unlock(struct rs_conn *c)
+{
+	if (c->sm.todo | c->sm.nmsgs)
+		rs_conn_settle(c);
+	rs_unlock(&c->lock);
+}
+
+/* ---- from TCP ---- */
+
+/*
+ * End of file on TCP before or without MARK. What a sender that died had put into the ring, for an
+ * entry that never came about or to bring back over TCP, is there still.
+ */
+static void peer_ended(struct rs_conn *c)
+{
+	bool unread = !c->ch.remote && rs_chan_tx_head(&c->ch) < c->ch.tail;
+
+	rs_rx_tcp_eof(&c->sm, unread);
+	/* A process that died with bytes of ours unread: TCP would have answered them with RST. */
+	if (unread && c->sm.rx == RS_RX_DRAIN && c->sm.tx_orphan && !c->broken) {
+		c->broken = true;
+		c->err = ECONNRESET;
+	}
+}
+
+void rs_conn_tcp_ended(struct rs_conn *c)
+{
+	uint64_t tail = rs_chan_rx_survived(&c->ch, c->sm.rx_off);
+
+	if (tail > c->sm.rx_off && !c->ch.remote)
+		rs_chan_rx_begin(&c->ch, c->sm.rx_off);
+	rs_rx_landed(&c->sm, tail);
+	peer_ended(c);
+}
+
+void rs_conn_peer_closed(struct rs_conn *c)
+{
+	if (c->broken || c->closed || c->ch.remote || rs_chan_tx_head(&c->ch) >= c->ch.tail)
+		return;
+	c->broken = true;
+	c->err = EPIPE;
+	rs_conn_ring(c);
+}
+
+/* Takes control data off the head of TCP, as far as there is any. */
+void rs_conn_take_control(struct rs_conn *c)
+{
+	uint8_t buf[RS_FRAME_LEN];
+	uint64_t n;
+	bool fast;
+	long r;
+
+	for (;;) {
+		enum rs_tcp_head head = rs_tcp_head(&c->sm, &n);
+
+		switch (head) {
+		case RS_HEAD_APP:
+			return;
+		case RS_HEAD_MARK:
+			/*
+			 * A thread that sleeps in the kernel's recv is woken by MARK, and by nothing
+			 * else: whoever is the last to come out of there takes it.
+			 */
+			if (c->in_tcp)
+				return;
+			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, RS_MARK_LEN,
+				    MSG_PEEK | MSG_DONTWAIT, 0, 0);
+			if (r == -EINTR)
+				continue;
+			if (r < 0 && fatal(r)) {
+				tcp_failed(c, r);
+				return;
+			}
+			if (r < 0)
+				return;
+			rs_conn_sync(c);
+			if (r == 0) {
+				rs_conn_tcp_ended(c);
+				return;
+			}
+			if (!rs_rx_mark(&c->sm, buf, (size_t)r, false, rs_now_ms())) {
+				if (c->sm.rx == RS_RX_ARMED)
+					return;
+				continue;
+			}
+			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, RS_MARK_LEN, MSG_DONTWAIT, 0,
+				    0);
+			c->krx += RS_MARK_LEN;
+			continue;
+		case RS_HEAD_FRAME:
+			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, (long)n, MSG_DONTWAIT, 0, 0);
+			if (r == -EINTR)
+				continue;
+			if (r == -EAGAIN)
+				return;
+			rs_conn_sync(c);
+			if (r < 0) {
+				tcp_failed(c, r);
+				return;
+			}
+			if (r == 0) {
+				peer_ended(c);
+				return;
+			}
+			c->krx += (uint64_t)r;
+			fast = c->sm.tx == RS_TX_FAST && !c->sm.tx_orphan;
+			rs_rx_frame(&c->sm, buf, (size_t)r, rs_now_ms());
+			if (fast && c->sm.tx_orphan)
+				rs_conn_peer_closed(c);
+			continue;
+		case RS_HEAD_SKIP:
+			r = rs_sys6(SYS_recvfrom, c->fd, 0, (long)(n < INT_MAX ? n : INT_MAX),
+				    MSG_TRUNC | MSG_DONTWAIT, 0, 0);
+			if (r == -EINTR)
+				continue;
+			if (r == -EAGAIN)
+				return;
+			if (r < 0) {
+				tcp_failed(c, r);
+				return;
+			}
+			if (r == 0) {
+				rs_rx_tcp_eof(&c->sm, false);
+				return;
+			}
+			c->krx += (uint64_t)r;
+			rs_rx_skipped(&c->sm, (uint64_t)r);
+			continue;
+		}
+	}
+}
+
+/*
+ * RST behind the peer's FIN: nothing is left to read that would tell, but TCP is closed although our
+ * direction is open. As tcp_reset() does it in CLOSE_WAIT: EPIPE, and what came before stays readable.
+ */
+static void check_reset_after_fin(struct rs_conn *c)
+{
+	struct tcp_info ti = { 0 };
+	socklen_t len = sizeof(ti);
+
+	if (!c->bound || c->closed || c->broken || c->err || c->sm.fin_wanted || c->sm.dead ||
+	    !c->sm.rx_fin_frame)
+		return;
+	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
+	    ti.tcpi_state != 7 /* TCP_CLOSE */)
+		return;
+	c->broken = true;
+	c->err = EPIPE;
+	rs_conn_ring(c);
+}
+
+void rs_conn_tcp_event(struct rs_conn *c, uint32_t events)
+{
+	enum rs_rx before;
+
+	rs_lock(&c->lock);
+	if (!c->managed || c->plain || c->reset)
+		goto out;
+	before = c->sm.rx;
+	rs_conn_take_control(c);
+	if (c->blocked || c->sm.todo & RS_DO_OUT)
+		rs_conn_flush_out(c);
+	rs_conn_settle(c);
+	if (events & (EPOLLERR | EPOLLHUP) && !c->plain)
+		check_reset_after_fin(c);
+	if (!c->plain && (before == RS_RX_RAW || before == RS_RX_ARMED || c->sm.tx == RS_TX_RAW))
+		rs_conn_ring(c); /* the kernel does not speak: application bytes or room */
+out:
+	rs_conn_unlock(c);
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * link.h - links: what this process shares with one other process, for all streams between them
+ *
+ * On one host a link is a SOCK_SEQPACKET connection of abstract unix sockets (rendezvous.h), kept for
+ * as long as both processes live, plus both ends' slabs. Between hosts (rdma.h) a queue pair takes the
+ * place of the socket, and registered memory that of the slabs. Either way it carries the messages of
+ * all their streams.
+ *
+ * link.c makes and ends links, link_msg.c sends and receives on them, link_slot.c gives streams their
+ * numbers, link_bell.c tells who has news; link_parts.h is between these.
+ *
+ * Except where noted, for the control thread only.
+ */
+#ifndef CONN_MGR_LINK_H
+#define CONN_MGR_LINK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "conn_mgr/control.h"
+#include "rsock/lock.h"
+#include "rsock/reason.h"
+#include "rsock/remote.h"
+#include "rsock/shm.h"
+#include "rsock/wire.h"
+
+struct rs_conn;
+struct rs_qp;
+struct rs_rdma_ops;
+
+struct rs_queued;
+
+#define RS_LINK_ALIASES 8u
+
+struct rs_slot_state {
+	struct rs_conn *conn; /* who gets the messages; NULL: nobody */
+	bool used, gone_sent, gone_recv, done;
+};
+
+struct rs_link {
+	struct rs_source source;
+	struct rs_lock
+		lock; /* slots and the queue; a leaf: may be taken under a connection's lock */
+	int sock;
+	int ring_sock; /* a duplicate, for threads that ring; as long-lived as the memory; -1: none */
+	/*
+	 * The peer process runs as our user, who may do anything to us. Only such a peer gets our
+	 * eventfds, and may have us write its own.
+	 */
+	bool trusted;
+	bool overflow; /* it does not read its messages */
+	bool attached; /* a stream was or is on it: threads may ring */
+	bool peer_full; /* there was no room for a segment of the peer's, and those after it */
+	uint32_t peer_segments; /* announced */
+	int32_t peer_pid; /* as the kernel says; 0: not visible */
+	bool up; /* HELLO was received */
+	bool dead;
+	bool initiator;
+	char name[RS_NAME_LEN]; /* the rendezvous name that it was opened to, or "" */
+	char alias[RS_LINK_ALIASES][RS_NAME_LEN]; /* others that lead to the same process */
+	uint32_t aliases;
+	uint8_t process[16];
+	uint64_t born, died, idle_since; /* ms */
+	struct rs_shm_link shm;
+	int mine_fd[RS_SHM_SEGMENTS];
+	uint32_t bells_sent;
+	struct rs_slot_state *slot;
+	uint32_t slots, used, hint;
+	struct rs_link *next;
+	struct rs_queued *queue, **queue_tail; /* what the socket did not take yet */
+	uint32_t queued;
+	struct rs_tuple to; /* over RDMA: the server's address that it was opened to */
+};
+
+/* ---- one link ---- */
+
+static inline bool rs_link_alive(const struct rs_link *l)
+{
+	return __atomic_load_n(&l->up, __ATOMIC_ACQUIRE) &&
+	       !__atomic_load_n(&l->dead, __ATOMIC_ACQUIRE);
+}
+/* The streams that have a number. Any thread. */
+static inline uint32_t rs_link_used(const struct rs_link *l)
+{
+	return __atomic_load_n(&l->used, __ATOMIC_RELAXED);
+}
+
+/* A link on `sock`, which it owns from then on; `name`: where it leads, NULL: accepted. NULL: refused. */
+struct rs_link *rs_link_new(int sock, const char *name);
+/* Over RDMA; `to`: the connection that it is made for, NULL: the peer made it. */
+struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
+				   const struct rs_tuple *to);
+/* The queue pair is connected / could not be, or is not any more. */
+void rs_link_remote_up(struct rs_link *l);
+void rs_link_failed(struct rs_link *l, int error);
+/* Streams on it leave for TCP or learn that the peer has died. */
+void rs_link_kill(struct rs_link *l, uint64_t now);
+/* Sends a message, or queues it. 0; -errno. Thread-safe, never blocks. */
+int rs_link_send(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds);
+/* Another live link to the same process, else `l` itself. */
+struct rs_link *rs_link_same_process(struct rs_link *l);
+/* `name` leads to the process of `l` too. */
+void rs_link_alias(struct rs_link *l, const char *name);
+bool rs_link_named(const struct rs_link *l, const char *name);
+
+/* ---- the number of a stream on its link ---- */
+
+/* A slot for `c` (sets c->link, c->id). 0 or -errno. */
+int rs_link_slot_get(struct rs_link *l, struct rs_conn *c);
+/* The peer never learned of the slot, or will not use it. */
+void rs_link_slot_unused(struct rs_link *l, uint32_t id);
+/*
+ * The peer knows of the slot and will not be served (or `c`, which it was for, is no more): it is free
+ * when the peer's GONE has come. False: the slot is not c's any more.
+ */
+bool rs_link_slot_refuse(struct rs_link *l, uint32_t id, struct rs_conn *c);
+/* `c` lets go of the slot of a claim that is not answered yet: rs_link_slot_orphan() is then true. */
+void rs_link_slot_leave(struct rs_link *l, uint32_t id, struct rs_conn *c);
+bool rs_link_slot_orphan(struct rs_link *l, uint32_t id);
+
+/* `c` needs its slot no more; under the connection's lock, any thread. */
+void rs_link_detach(struct rs_conn *c);
+/* The connection of slot `id`, with a reference; NULL: none. Thread-safe. */
+struct rs_conn *rs_link_conn(struct rs_link *l, uint32_t id);
+/* Sends a message of `c` on its link. Thread-safe, never blocks. */
+void rs_link_tell(struct rs_conn *c, uint8_t type, uint32_t epoch, uint64_t offset);
+/*
+ * Takes the streams with news for `bell` off the link: calls `take` (which owns the reference) for
+ * each. Thread-safe.
+ */
+void rs_link_harvest(struct rs_link *l, uint32_t bell, void (*take)(struct rs_conn *c, void *arg),
+		     void *arg);
+
+/* ---- all links ---- */
+
+/* For iteration from any thread: new ones are put in front, none is ever freed. */
+extern struct rs_link *rs_links;
+
+/* Says to all peers when to ring this process's `bell`. True: something is pending. Thread-safe. */
+bool rs_links_asleep(uint32_t bell, enum rs_bell_when when);
+/* Some link goes over RDMA. Thread-safe. */
+bool rs_links_remote(void);
+/* Sends eventfds of new bells to all peers. Thread-safe. */
+void rs_links_send_bells(void);
+/* Bell 0 rang: forward for bells whose eventfd a peer does not have. */
+void rs_links_scan(void);
+void rs_links_timer(uint64_t now);
+/* No stream is on any. */
+bool rs_links_idle(void);
+/* Closes all. False: other threads may still look at their memory; call again. */
+bool rs_links_close(void);
+/* Why connections that nobody claims stay on TCP: no peer came, or none could be linked to. */
+enum rs_reason rs_links_why_none(void);
+/* The rings go with a fork that follows: the child is to hand over what is in them. */
+void rs_links_inherit(void);
+/* In a forked child: closes all. */
+void rs_links_forget(void);
+
+#endif

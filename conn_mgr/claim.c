@@ -7,6 +7,7 @@
 
 #include "conn_mgr/conn.h"
 #include "conn_mgr/control.h"
+#include "conn_mgr/elsewhere.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rdma.h"
@@ -20,6 +21,7 @@
 #define BACKOFF_MAX_MS 100u
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
 #define REFUSALS 20 /* a second and a half: the server may have to load the libraries first */
+#define REDIRECTS 8 /* over RDMA, for one connection */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
 
 static struct rs_lock hash_lock;
@@ -107,8 +109,8 @@ static uint32_t bucket(const uint8_t ip[16], uint16_t port)
 
 void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
 {
-	struct rs_directory *d;
 	bool holder = true;
+	struct rs_directory *d;
 	uint32_t b;
 
 	c->tuple.server_port = port;
@@ -117,6 +119,12 @@ void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *
 		return;
 	b = bucket(c->tuple.client_ip, c->tuple.client_port);
 	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+	d = rs_rendezvous_accepted(port, &holder);
+	if (d && !holder) {
+		c->directory = d;
+		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
+				 rs_process_name());
+	}
 	rs_lock(&hash_lock);
 	c->expires = rs_now_ms() + rs_config.window_ms;
 	c->hash_next = accepted[b];
@@ -132,10 +140,6 @@ void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *
 	c->queued = true;
 	rs_unlock(&hash_lock);
 	rs_control_due(c->expires);
-	d = rs_rendezvous_directory(port, &holder);
-	if (d && !holder)
-		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
-				 rs_process_name());
 }
 
 /* Under hash_lock. False: it was not in the queue. */
@@ -193,9 +197,8 @@ uint64_t rs_claim_expire(uint64_t now)
 
 void rs_claim_unaccept(struct rs_conn *c)
 {
-	struct rs_directory *d;
-	bool holder = true, queued;
 	struct rs_conn **p;
+	bool queued;
 
 	rs_lock(&hash_lock);
 	if (!c->hashed) {
@@ -211,9 +214,9 @@ void rs_claim_unaccept(struct rs_conn *c)
 		}
 	c->hashed = false;
 	rs_unlock(&hash_lock);
-	d = rs_rendezvous_directory(c->tuple.server_port, &holder);
-	if (d && !holder)
-		rs_directory_drop(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port);
+	if (c->directory)
+		rs_directory_drop(c->directory, c->tuple.family, c->tuple.client_ip,
+				  c->tuple.client_port);
 	if (queued)
 		rs_conn_put(c);
 }
@@ -251,6 +254,15 @@ static struct rs_conn *find_accepted(const struct rs_tuple *t)
 			rs_conn_put(cand[i]);
 	}
 	return c;
+}
+
+bool rs_claim_has(const struct rs_tuple *t)
+{
+	struct rs_conn *c = find_accepted(t);
+
+	if (c)
+		rs_conn_put(c);
+	return c != NULL;
 }
 
 /* ---- for both sides ---- */
@@ -294,8 +306,6 @@ static void refuse_unless_bound(struct rs_link *l, struct rs_conn *c, uint32_t i
 		refuse_stream(l, c->peer_id);
 }
 
-static struct rs_link *link_to(const char *name, int *err);
-
 /*
  * It ended before it was worth a claim: what follows to the same port should know whom to expect, and
  * find the link made.
@@ -312,7 +322,7 @@ static void learn_from_short(const struct rs_conn *c)
 		return;
 	next = now + PROBE_MS;
 	rs_rendezvous_name(c->tuple.server_port, 0, name);
-	if (!link_to(name, &err) && err == -ECONNREFUSED)
+	if (!rs_link_to(name, &err) && err == -ECONNREFUSED)
 		rs_rendezvous_refused(c->tuple.server_port, now);
 }
 
@@ -335,16 +345,51 @@ void rs_claim_gone(struct rs_conn *c)
 
 /* ---- the accepting side ---- */
 
-static void answer_no(struct rs_link *l, const struct rs_msg *ask, uint8_t code, uint8_t reason,
-		      const char *name)
+static void answer_no(struct rs_link *l, const struct rs_msg *ask, uint8_t code, uint8_t reason)
 {
-	struct rs_msg m = {
+	const struct rs_msg m = {
 		.type = RS_MSG_CLAIM_NO, .id = ask->from, .code = code, .reason = reason
 	};
 
-	if (name)
-		memcpy(m.name, name, RS_NAME_LEN);
 	rs_link_send(l, &m, NULL, 0);
+}
+
+/* Claimed here, but not accepted in this process. */
+static void answer_not_ours(struct rs_link *l, const struct rs_msg *ask)
+{
+	const struct rs_tuple *t = &ask->tuple;
+	struct rs_directory *d = rs_rendezvous_directory(t->server_port);
+	struct rs_msg m = { .type = RS_MSG_CLAIM_NO, .id = ask->from, .code = RS_CLAIM_UNKNOWN };
+	bool listed = d && rs_directory_get(d, t->family, t->client_ip, t->client_port, m.name) &&
+		      strcmp(m.name, rs_process_name()) != 0;
+	/* 0: nobody has it yet. */
+	int64_t inode = listed && !l->shm.remote ? 0 : rs_proof_inode(t, true);
+
+	if (listed && !l->shm.remote) {
+		m.code = RS_CLAIM_REDIRECT;
+	} else if (l->shm.remote) {
+		if (inode > 0)
+			m.port = rs_elsewhere(t, listed ? m.name : NULL);
+		if (m.port)
+			m.code = RS_CLAIM_REDIRECT;
+		else if (inode >= 0)
+			m.code = RS_CLAIM_NOT_YET;
+		else if (d) /* closed, or its last segment of the handshake is still on its way */
+			m.reason = RS_REASON_CLOSING;
+	} else if (inode >= 0) {
+		m.code = RS_CLAIM_NOT_YET; /* or accepted this moment */
+	}
+	if (m.code != RS_CLAIM_REDIRECT || l->shm.remote)
+		memset(m.name, 0, sizeof(m.name));
+	rs_link_send(l, &m, NULL, 0);
+}
+
+/* The CM has said where the peer is: it speaks for connections between these addresses only. */
+static bool from_there(const struct rs_link *l, const struct rs_tuple *t)
+{
+	return !l->initiator && t->family == l->ends.family &&
+	       memcmp(t->client_ip, l->ends.client_ip, 16) == 0 &&
+	       memcmp(t->server_ip, l->ends.server_ip, 16) == 0;
 }
 
 static bool handle_matches(const struct rs_tuple *t, bool server_end, int handle)
@@ -359,27 +404,19 @@ static bool handle_matches(const struct rs_tuple *t, bool server_end, int handle
 
 void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 {
-	struct rs_conn *c = find_accepted(&ask->tuple);
 	struct rs_msg m = { .type = RS_MSG_CLAIM_OK, .id = ask->from };
 	uint8_t no = 0, reason = 0;
-	char name[RS_NAME_LEN];
+	struct rs_conn *c;
 	int mine = -1;
 	bool plain;
 
+	if (l->shm.remote && !from_there(l, &ask->tuple)) {
+		answer_no(l, ask, RS_CLAIM_REFUSED, RS_REASON_NO_PROOF);
+		return;
+	}
+	c = find_accepted(&ask->tuple);
 	if (!c) {
-		bool holder = false;
-		struct rs_directory *d = rs_rendezvous_directory(ask->tuple.server_port, &holder);
-
-		if (d &&
-		    rs_directory_get(d, ask->tuple.family, ask->tuple.client_ip,
-				     ask->tuple.client_port, name) &&
-		    strcmp(name, rs_process_name()) != 0)
-			answer_no(l, ask, RS_CLAIM_REDIRECT, 0, name);
-		else if (rs_proof_inode(&ask->tuple, true) >= 0)
-			/* Not accepted yet, or accepted this moment. */
-			answer_no(l, ask, RS_CLAIM_NOT_YET, 0, NULL);
-		else
-			answer_no(l, ask, RS_CLAIM_UNKNOWN, 0, NULL);
+		answer_not_ours(l, ask);
 		return;
 	}
 	rs_lock(&c->lock);
@@ -429,7 +466,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 	}
 	rs_unlock(&c->lock);
 	if (no) {
-		answer_no(l, ask, no, reason, NULL);
+		answer_no(l, ask, no, reason);
 		if (!plain && no == RS_CLAIM_REFUSED && reason != RS_REASON_CLOSING &&
 		    reason != RS_REASON_NO_PROOF)
 			rs_conn_give_up(c, reason);
@@ -481,6 +518,7 @@ static void backoff(struct rs_conn *c, uint64_t now)
 	c->claim_index = 0;
 	c->claim_again = false;
 	c->claim_name[0] = '\0';
+	c->claim_port = 0;
 	c->link = NULL;
 	if (ms > BACKOFF_MAX_MS)
 		ms = BACKOFF_MAX_MS;
@@ -503,27 +541,6 @@ static void next_process(struct rs_conn *c, uint64_t now)
 	c->claim_index++;
 	set_claim(c, RS_CLAIM_WANTED, 0);
 	rs_claim_begin(c, now);
-}
-
-static struct rs_link *link_to(const char *name, int *err)
-{
-	struct rs_link *l;
-	int sock;
-
-	for (l = rs_links; l; l = l->next)
-		if (!l->dead && rs_link_named(l, name))
-			return l;
-	sock = rs_rendezvous_connect(name);
-	if (sock < 0) {
-		*err = sock;
-		return NULL;
-	}
-	l = rs_link_new(sock, name);
-	if (!l) {
-		rs_fd_close(sock);
-		*err = -ENOMEM;
-	}
-	return l;
 }
 
 static void nobody_there(struct rs_conn *c, uint64_t now)
@@ -579,6 +596,7 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 	char name[RS_NAME_LEN];
 	struct rs_link *l;
 	bool known = false, over, late, remote;
+	enum rs_reason why = RS_REASON_NO_ROUTE;
 	int err = 0;
 
 	rs_lock(&c->lock);
@@ -613,12 +631,9 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 		memcpy(name, c->claim_name, sizeof(name));
 	else
 		rs_rendezvous_name(c->tuple.server_port, c->claim_index, name);
-	l = remote ? rs_rdma_link(&c->tuple, &err) : link_to(name, &err);
+	l = remote ? rs_rdma_link(&c->tuple, c->claim_port, &why) : rs_link_to(name, &err);
 	if (!l && remote) {
-		give_up(c, err == -ECONNREFUSED ? RS_REASON_PEER_PLAIN
-			   : err == -ENODEV	? RS_REASON_NO_DEVICE
-			   : err == -ENOMEM	? RS_REASON_NO_MEMORY
-						: RS_REASON_NO_ROUTE);
+		give_up(c, why);
 		return;
 	}
 	if (!l) {
@@ -653,7 +668,10 @@ void rs_claim_link_up(struct rs_link *l)
 			send_claim(c, use, now);
 	if (use != l) {
 		/* We have a link to that process already, by another of its names. */
-		rs_link_alias(use, l->name);
+		if (l->shm.remote)
+			use->port[use->ports++ % RS_LINK_ALIASES] = l->port[0];
+		else
+			rs_link_alias(use, l->name);
 		rs_link_kill(l, now);
 	}
 }
@@ -667,12 +685,11 @@ bool rs_claim_tries_again(const struct rs_link *l)
 	return false;
 }
 
-void rs_claim_link_refused(struct rs_link *l, enum rs_reason why)
+void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, bool again)
 {
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
 		if (!c->server && c->claim == RS_CLAIM_SENT && c->link == l && wanted(c)) {
-			/* A server opens its RDMA port when it first accepts: perhaps just now. */
-			if (why == RS_REASON_PEER_PLAIN && c->claim_tries < REFUSALS)
+			if (again && c->claim_tries < REFUSALS)
 				backoff(c, rs_now_ms());
 			else
 				give_up(c, why);
@@ -728,6 +745,31 @@ void rs_claim_ok(struct rs_link *l, const struct rs_msg *m, int handle)
 	rs_conn_put(c);
 }
 
+/* To another process at the same address, over RDMA. */
+static void redirected(struct rs_conn *c, uint16_t port, uint64_t now)
+{
+	if (!port || ++c->redirects > REDIRECTS) {
+		give_up(c, RS_REASON_PROTOCOL);
+	} else if (c->claim_port) {
+		backoff(c, now); /* it was in between processes: start again */
+	} else {
+		c->claim_port = port;
+		set_claim(c, RS_CLAIM_WANTED, 0);
+		rs_claim_begin(c, now);
+	}
+}
+
+/* It has a listener on that port, but knows nothing of the connection; or has none any more. */
+static void unknown_there(struct rs_conn *c, struct rs_link *l, bool listens, uint64_t now)
+{
+	if (!listens)
+		rs_rdma_moved(l);
+	if (c->claim_tries < REFUSALS)
+		backoff(c, now);
+	else
+		give_up(c, RS_REASON_NO_ROUTE);
+}
+
 void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 {
 	struct rs_conn *c = claimant(l, m->id);
@@ -749,7 +791,7 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 	case RS_CLAIM_REDIRECT:
 		/* A redirect leads to a process, and a process does not redirect further. */
 		if (l->shm.remote) {
-			give_up(c, RS_REASON_NO_ROUTE);
+			redirected(c, m->port, now);
 			break;
 		}
 		if (c->claim_name[0] || strncmp(m->name, "rsock.p.", 8) != 0) {
@@ -769,7 +811,7 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 		break;
 	default:
 		if (l->shm.remote)
-			give_up(c, RS_REASON_NO_ROUTE);
+			unknown_there(c, l, m->reason == RS_REASON_CLOSING, now);
 		else if (c->claim_name[0])
 			backoff(c, now);
 		else

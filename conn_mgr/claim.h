@@ -40,8 +40,10 @@ void rs_claim_link_up(struct rs_link *l);
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now);
 /* Somebody who waits for the link has not been refused often enough yet. */
 bool rs_claim_tries_again(const struct rs_link *l);
-/* The link could not be made: connections that waited for it stay on TCP. */
-void rs_claim_link_refused(struct rs_link *l, enum rs_reason why);
+/* The link could not be made: connections that waited for it try `again`, or stay on TCP. */
+void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, bool again);
+/* This process has accepted that connection, and may take part in a claim of it. */
+bool rs_claim_has(const struct rs_tuple *t);
 /* Accepted connections whose window has passed are plain; when (ms) to come again, UINT64_MAX: never. */
 uint64_t rs_claim_expire(uint64_t now);
 /* The control thread lets go of a connection, which may be in the middle of a claim. */

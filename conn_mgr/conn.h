@@ -118,6 +118,9 @@ struct rs_conn {
 	uint32_t claim_index; /* n-th process that listens on the port */
 	bool claim_again; /* somebody said "not yet" in this round */
 	char claim_name[RS_NAME_LEN]; /* redirect */
+	uint16_t claim_port; /* redirect, over RDMA; 0: none */
+	uint8_t redirects;
+	struct rs_directory *directory; /* that it is in; NULL: none */
 	uint64_t claim_at; /* ms */
 	uint64_t window_end; /* ms: plain for good unless claimed by then; 0: none */
 	uint64_t link_dead_at; /* ms: when a lost link counts as dead */

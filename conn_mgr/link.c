@@ -130,8 +130,28 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 
 /* ---- names ---- */
 
+/*
+ * Over RDMA there is no kernel whose word counts. But the identity that the acceptor says is made for
+ * this client and this pair of addresses (rdma.c): no third party has heard it.
+ */
+static struct rs_link *same_remote(struct rs_link *l)
+{
+	const struct rs_tuple *t = &l->ends;
+
+	for (struct rs_link *o = rs_links; o && l->initiator; o = o->next)
+		if (o != l && rs_link_alive(o) && o->shm.remote && o->initiator &&
+		    o->ends.family == t->family &&
+		    memcmp(o->ends.client_ip, t->client_ip, 16) == 0 &&
+		    memcmp(o->ends.server_ip, t->server_ip, 16) == 0 &&
+		    memcmp(o->process, l->process, sizeof(l->process)) == 0)
+			return o;
+	return l;
+}
+
 struct rs_link *rs_link_same_process(struct rs_link *l)
 {
+	if (l->shm.remote)
+		return same_remote(l);
 	/* A process may well talk to itself: that takes two ends, hence two links. */
 	if (memcmp(l->process, rs_process_id(), sizeof(l->process)) == 0 || !l->initiator)
 		return l;
@@ -156,6 +176,27 @@ bool rs_link_named(const struct rs_link *l, const char *name)
 		if (strcmp(l->alias[i], name) == 0)
 			return true;
 	return false;
+}
+
+struct rs_link *rs_link_to(const char *name, int *err)
+{
+	struct rs_link *l;
+	int sock;
+
+	for (l = rs_links; l; l = l->next)
+		if (!l->dead && rs_link_named(l, name))
+			return l;
+	sock = rs_rendezvous_connect(name);
+	if (sock < 0) {
+		*err = sock;
+		return NULL;
+	}
+	l = rs_link_new(sock, name);
+	if (!l) {
+		rs_fd_close(sock);
+		*err = -ENOMEM;
+	}
+	return l;
 }
 
 /* ---- new links ---- */
@@ -186,6 +227,7 @@ static struct rs_link *reclaimed(void)
 	l->aliases = 0;
 	l->initiator = false;
 	l->name[0] = '\0';
+	l->ports = 0;
 	rs_unlock(&l->lock);
 	return l;
 }
@@ -296,7 +338,7 @@ static void remote_event(struct rs_source *s, uint32_t events)
 }
 
 struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
-				   const struct rs_tuple *to)
+				   const struct rs_tuple *t, uint16_t port)
 {
 	struct rs_link *l = new_link();
 
@@ -305,13 +347,14 @@ struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *
 	l->source.event = remote_event;
 	l->sock = -1;
 	l->shm.remote = rs_remote_new(ops, qp, &l->shm);
-	if (to) {
+	l->ends = *t;
+	if (port) {
 		l->initiator = true;
-		l->to = *to;
-		snprintf(l->name, sizeof(l->name), "rdma port %u", to->server_port);
+		l->port[l->ports++] = port;
+		snprintf(l->name, sizeof(l->name), "rdma port %u", port);
 	}
 	if (!l->shm.remote || rs_link_add_segment(l) != 0 ||
-	    (!to && rs_control_watch(ops->fd(qp), EPOLLIN, &l->source) != 0)) {
+	    (!port && rs_control_watch(ops->fd(qp), EPOLLIN, &l->source) != 0)) {
 		if (l->shm.nmine)
 			rs_link_drop_segment(l->shm.mine[0], -1);
 		l->shm.nmine = 0;
@@ -340,16 +383,38 @@ void rs_link_remote_up(struct rs_link *l)
 	rs_link_look(l);
 }
 
+static enum rs_reason why_failed(int error)
+{
+	switch (error) {
+	case ECONNREFUSED:
+	case EPROTO:
+		return RS_REASON_PEER_PLAIN;
+	case EPROTONOSUPPORT:
+		return RS_REASON_VERSION;
+	case EKEYREJECTED:
+		return RS_REASON_KEY;
+	case ENOBUFS:
+		return RS_REASON_NO_MEMORY;
+	case ENODEV:
+		return RS_REASON_NO_DEVICE;
+	case ENOMEM:
+		return RS_REASON_MEMLOCK;
+	default:
+		return RS_REASON_NO_ROUTE;
+	}
+}
+
 void rs_link_failed(struct rs_link *l, int error)
 {
 	if (!l->up && l->initiator) {
-		rs_log(RS_LOG_INFO, "%s: error %d", l->name, error);
-		if (error != ECONNREFUSED || !rs_claim_tries_again(l))
-			rs_rdma_refused(l);
-		rs_claim_link_refused(l, error == ECONNREFUSED ? RS_REASON_PEER_PLAIN
-					 : error == ENODEV     ? RS_REASON_NO_DEVICE
-					 : error == ENOMEM     ? RS_REASON_MEMLOCK
-							       : RS_REASON_NO_ROUTE);
+		/* A server opens its RDMA port when it first accepts: perhaps just now. */
+		bool again = error == ECONNREFUSED || error == EAGAIN;
+		enum rs_reason why = why_failed(error);
+
+		rs_log(RS_LOG_INFO, "%s: %s (error %d)", l->name, rs_reason_word(why), error);
+		if (!again || !rs_claim_tries_again(l))
+			rs_rdma_refused(l, why);
+		rs_claim_link_refused(l, why, again);
 	}
 	rs_link_kill(l, rs_now_ms());
 }

@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 
 #include "conn_mgr/control.h"
+#include "rsock/greet.h"
 #include "rsock/lock.h"
 #include "rsock/reason.h"
 #include "rsock/remote.h"
@@ -71,7 +72,16 @@ struct rs_link {
 	struct rs_link *next;
 	struct rs_queued *queue, **queue_tail; /* what the socket did not take yet */
 	uint32_t queued;
-	struct rs_tuple to; /* over RDMA: the server's address that it was opened to */
+	uint32_t features; /* of the peer's HELLO */
+	/* ---- over RDMA ---- */
+	struct rs_tuple
+		ends; /* the connection that it was made for; its claims have these addresses */
+	uint16_t port[RS_LINK_ALIASES]; /* RDMA ports that lead to the process (initiator) */
+	uint32_t ports;
+	uint8_t identity[16]; /* what our HELLO says that we are */
+	uint8_t expect[RS_GREET_ID_LEN]; /* what the peer's must begin with */
+	uint8_t greeting[RS_GREET_REQUEST_LEN]; /* our request (initiator) */
+	uint8_t proof[RS_HELLO_PROOF_LEN]; /* what the initiator's HELLO says */
 };
 
 /* ---- one link ---- */
@@ -89,11 +99,18 @@ static inline uint32_t rs_link_used(const struct rs_link *l)
 
 /* A link on `sock`, which it owns from then on; `name`: where it leads, NULL: accepted. NULL: refused. */
 struct rs_link *rs_link_new(int sock, const char *name);
-/* Over RDMA; `to`: the connection that it is made for, NULL: the peer made it. */
+/*
+ * Over RDMA; `t`: the connection that it is made for; `port`: the RDMA port that it is opened to, 0:
+ * the peer opened it.
+ */
 struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
-				   const struct rs_tuple *to);
+				   const struct rs_tuple *t, uint16_t port);
 /* The queue pair is connected / could not be, or is not any more. */
 void rs_link_remote_up(struct rs_link *l);
+/*
+ * `error`: ECONNREFUSED: nobody listens, EAGAIN: asked too early, EPROTO: nobody of ours,
+ * EPROTONOSUPPORT, EKEYREJECTED, ENOBUFS: the peer does not want us, and why; ENODEV, ENOMEM ...
+ */
 void rs_link_failed(struct rs_link *l, int error);
 /* Streams on it leave for TCP or learn that the peer has died. */
 void rs_link_kill(struct rs_link *l, uint64_t now);
@@ -104,6 +121,8 @@ struct rs_link *rs_link_same_process(struct rs_link *l);
 /* `name` leads to the process of `l` too. */
 void rs_link_alias(struct rs_link *l, const char *name);
 bool rs_link_named(const struct rs_link *l, const char *name);
+/* The link to the process with that rendezvous name, perhaps not up yet. NULL: -errno in *err. */
+struct rs_link *rs_link_to(const char *name, int *err);
 
 /* ---- the number of a stream on its link ---- */
 

@@ -8,6 +8,7 @@
 
 #include "conn_mgr/claim.h"
 #include "conn_mgr/conn.h"
+#include "conn_mgr/elsewhere.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/bell.h"
 #include "rsock/log.h"
@@ -127,14 +128,19 @@ void rs_link_hello(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_HELLO,
 			    .features = l->shm.remote ? RS_FEATURE_RDMA
-						      : RS_FEATURE_SHM | RS_FEATURE_RING,
+						      : RS_FEATURE_SHM | RS_FEATURE_RING |
+								RS_FEATURE_WHERE,
 			    .slots = RS_SHM_SLOTS };
 
-	memcpy(m.process, rs_process_id(), sizeof(m.process));
-	if (l->shm.remote)
+	if (l->shm.remote) {
+		memcpy(m.process, l->identity, sizeof(m.process));
 		m.tier_shift[0] = (uint8_t)__builtin_ctzll(RS_REMOTE_RING);
-	else
+		if (l->initiator)
+			memcpy(m.proof, l->proof, sizeof(m.proof));
+	} else {
+		memcpy(m.process, rs_process_id(), sizeof(m.process));
 		memcpy(m.tier_shift, l->shm.mine[0]->tier_shift, RS_TIERS);
+	}
 	rs_link_send(l, &m, &l->mine_fd[0], 1);
 }
 
@@ -161,6 +167,7 @@ static void come_up(struct rs_link *l, const struct rs_msg *m)
 	if (!l->initiator)
 		drop_oldest_idle(l);
 	memcpy(l->process, m->process, sizeof(l->process));
+	l->features = m->features;
 	if (!l->initiator)
 		rs_link_hello(l);
 	if (!l->initiator && !l->shm.remote)
@@ -174,7 +181,9 @@ static void come_up(struct rs_link *l, const struct rs_msg *m)
 static void got_remote_hello(struct rs_link *l, const struct rs_msg *m)
 {
 	if (l->up || m->slots != RS_SHM_SLOTS || !(m->features & RS_FEATURE_RDMA) ||
-	    m->tier_shift[0] != __builtin_ctzll(RS_REMOTE_RING)) {
+	    m->tier_shift[0] != __builtin_ctzll(RS_REMOTE_RING) ||
+	    memcmp(m->process, l->expect, RS_GREET_ID_LEN) != 0 ||
+	    (!l->initiator && !rs_mem_equal(m->proof, l->proof, sizeof(l->proof)))) {
 		rs_link_failed(l, EPROTO);
 		return;
 	}
@@ -191,7 +200,7 @@ static void cannot(struct rs_link *l, int error)
 	rs_log(RS_LOG_INFO, "no link: %s", rs_reason_word(why));
 	rs_links_why = why;
 	if (l->initiator)
-		rs_claim_link_refused(l, why);
+		rs_claim_link_refused(l, why, false);
 	else
 		rs_link_send(l, &m, NULL, 0);
 	rs_link_kill(l, rs_now_ms());
@@ -227,7 +236,7 @@ static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds,
 
 	if (!l->up && !m->features && l->initiator && m->slots > RS_REASON_STARTING &&
 	    m->slots < RS_REASON_COUNT)
-		rs_claim_link_refused(l, (enum rs_reason)m->slots);
+		rs_claim_link_refused(l, (enum rs_reason)m->slots, false);
 	else if (!l->up && nfds == 1 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
 		r = take_hello(l, fds[0]);
 	if (r == 0)
@@ -293,7 +302,8 @@ void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t
 		return;
 	}
 	if (!l->up || (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT ||
-					 m->type == RS_MSG_RING))) {
+					 m->type == RS_MSG_RING || m->type == RS_MSG_WHERE ||
+					 m->type == RS_MSG_HERE))) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
@@ -319,6 +329,12 @@ void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t
 		return;
 	case RS_MSG_RING:
 		return; /* rs_link_event() looks, after any message */
+	case RS_MSG_WHERE:
+		rs_elsewhere_asked(l, m);
+		return;
+	case RS_MSG_HERE:
+		rs_elsewhere_told(l, m);
+		return;
 	default:
 		break;
 	}

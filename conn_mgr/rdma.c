@@ -13,9 +13,10 @@
 #include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/link.h"
+#include "conn_mgr/proof.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/config.h"
-#include "rsock/lock.h"
+#include "rsock/greet.h"
 #include "rsock/log.h"
 #include "rsock/sys.h"
 
@@ -25,22 +26,17 @@
 #define PLAIN_ENTRIES 64u
 #define PLAIN_MIN_MS 500
 #define PLAIN_MAX_MS 60000
-
-/* Private data of the request: who asks. What for is said in messages (docs/protocol.md). */
-struct hello {
-	uint32_t magic; /* little-endian, as all of it */
-	uint16_t version;
-	uint16_t reserved;
-	uint8_t process[16];
-} __attribute__((packed));
-
-#define HELLO_MAGIC 0x44524b52u /* "RKRD" */
+#define PENDING_MAX 64u /* peers that have connected and not said HELLO */
 
 static enum { UNKNOWN, LOADED, UNUSABLE } state;
 static const struct rs_rdma_ops *ops;
 static struct rs_source cm_source;
 static uint64_t look_at; /* ms: when to look for a device */
 static bool likely;
+static void *own; /* a listener for redirects */
+static uint16_t own_port;
+static uint8_t secret[RS_KEY_LEN]; /* makes our identities, never said */
+static bool have_secret;
 
 /* ---- hosts where nobody answers ---- */
 
@@ -48,11 +44,11 @@ struct plain {
 	uint8_t ip[16];
 	uint16_t port;
 	uint8_t step;
+	uint8_t why; /* enum rs_reason */
 	uint64_t until; /* ms */
 };
 
 static struct plain plain[PLAIN_ENTRIES];
-static struct rs_lock plain_lock;
 
 static struct plain *entry(const uint8_t ip[16], uint16_t port)
 {
@@ -63,23 +59,29 @@ static struct plain *entry(const uint8_t ip[16], uint16_t port)
 	return &plain[(h ^ h >> 15) % PLAIN_ENTRIES];
 }
 
-bool rs_rdma_known_plain(const uint8_t ip[16], uint16_t port)
+/* RS_REASON_NONE: nothing is known against it. */
+static enum rs_reason known_plain(const uint8_t ip[16], uint16_t port)
 {
 	struct plain *p = entry(ip, port);
-	bool known;
 
-	rs_lock(&plain_lock);
-	known = p->until && p->port == port && memcmp(p->ip, ip, 16) == 0 && rs_now_ms() < p->until;
-	rs_unlock(&plain_lock);
-	return known;
+	if (p->until && p->port == port && memcmp(p->ip, ip, 16) == 0 && rs_now_ms() < p->until)
+		return p->why;
+	return RS_REASON_NONE;
 }
 
-static void remember_plain(const uint8_t ip[16], uint16_t port)
+static void forget_plain(const uint8_t ip[16], uint16_t port)
+{
+	struct plain *p = entry(ip, port);
+
+	if (p->port == port && memcmp(p->ip, ip, 16) == 0)
+		p->until = 0;
+}
+
+static void remember_plain(const uint8_t ip[16], uint16_t port, enum rs_reason why)
 {
 	struct plain *p = entry(ip, port);
 	uint64_t now = rs_now_ms(), ms;
 
-	rs_lock(&plain_lock);
 	if (p->port != port || memcmp(p->ip, ip, 16) != 0 || now > p->until + PLAIN_MAX_MS)
 		*p = (struct plain){ .port = port };
 	else if (p->step < 16)
@@ -87,7 +89,7 @@ static void remember_plain(const uint8_t ip[16], uint16_t port)
 	memcpy(p->ip, ip, 16);
 	ms = (uint64_t)PLAIN_MIN_MS << p->step;
 	p->until = now + (ms < PLAIN_MAX_MS ? ms : PLAIN_MAX_MS);
-	rs_unlock(&plain_lock);
+	p->why = (uint8_t)why;
 }
 
 /* ---- the library ---- */
@@ -96,6 +98,8 @@ bool rs_rdma_likely(void)
 {
 	uint64_t now;
 
+	if (rs_config.key == RS_KEY_BAD)
+		return false;
 	if (__atomic_load_n(&state, __ATOMIC_RELAXED) != UNKNOWN)
 		return state == LOADED;
 	now = rs_now_ms();
@@ -190,11 +194,12 @@ void *rs_rdma_listen(uint16_t port)
 	int r = load();
 
 	if (r == 0)
-		r = ops->listen(port, &l);
+		r = ops->listen(&port, &l);
 	if (r == 0)
 		rs_log(RS_LOG_INFO, "port %u: answering on RDMA", port);
 	else if (r != -ENODEV)
-		rs_log(RS_LOG_INFO, "port %u: cannot listen on RDMA (error %d)", port, -r);
+		rs_log(r == -EADDRINUSE ? RS_LOG_DEBUG : RS_LOG_INFO,
+		       "port %u: cannot listen on RDMA (error %d)", port, -r);
 	return l;
 }
 
@@ -202,6 +207,40 @@ void rs_rdma_unlisten(void *listener)
 {
 	ops->unlisten(listener);
 }
+
+uint16_t rs_rdma_own_port(void)
+{
+	uint16_t port = 0;
+
+	if (!own && rs_rdma_likely() && load() == 0 && ops->listen(&port, &own) == 0) {
+		own_port = port;
+		rs_log(RS_LOG_INFO, "answering at RDMA port %u", port);
+	}
+	return own_port;
+}
+
+static const uint8_t *key(void)
+{
+	return rs_config.key == RS_KEY_GOOD ? rs_config.key_bytes : NULL;
+}
+
+/* What every greeting of ours says. */
+static struct rs_greet greeting(void)
+{
+	struct rs_greet g = { .ring_shift = (uint8_t)__builtin_ctzll(RS_REMOTE_RING),
+			      .stream_shift = (uint8_t)__builtin_ctz(RS_REMOTE_STREAMS) };
+
+	rs_sys3(SYS_getrandom, g.nonce, sizeof(g.nonce), 0);
+	return g;
+}
+
+static bool same_geometry(const struct rs_greet *g)
+{
+	return g->ring_shift == __builtin_ctzll(RS_REMOTE_RING) &&
+	       g->stream_shift == __builtin_ctz(RS_REMOTE_STREAMS);
+}
+
+/* ---- connecting ---- */
 
 static socklen_t socket_address(uint8_t family, const uint8_t ip[16], uint16_t port,
 				struct sockaddr_storage *sa)
@@ -223,69 +262,242 @@ static socklen_t socket_address(uint8_t family, const uint8_t ip[16], uint16_t p
 	return sizeof(*in6);
 }
 
-static bool leads_to(const struct rs_link *l, const struct rs_tuple *t)
+static bool leads_to(const struct rs_link *l, const struct rs_tuple *t, uint16_t port)
 {
-	return l->shm.remote && l->initiator && l->to.server_port == t->server_port &&
-	       l->to.family == t->family && memcmp(l->to.server_ip, t->server_ip, 16) == 0;
+	if (!l->shm.remote || !l->initiator || l->ends.family != t->family ||
+	    memcmp(l->ends.server_ip, t->server_ip, 16) != 0 ||
+	    memcmp(l->ends.client_ip, t->client_ip, 16) != 0)
+		return false;
+	for (uint32_t i = 0; i < RS_LINK_ALIASES && i < l->ports; i++)
+		if (l->port[i] == port)
+			return true;
+	return false;
 }
 
-struct rs_link *rs_rdma_link(const struct rs_tuple *t, int *err)
+struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, enum rs_reason *why)
 {
-	struct hello hello = { .magic = HELLO_MAGIC, .version = RS_WIRE_VERSION };
+	struct rs_greet g = greeting();
+	uint8_t bytes[RS_GREET_REQUEST_LEN];
 	struct sockaddr_storage from, to;
 	struct rs_link *l;
 	struct rs_qp *qp;
 	int e;
 
+	if (!port)
+		port = t->server_port;
 	for (l = rs_links; l; l = l->next)
-		if (!l->dead && leads_to(l, t))
+		if (!l->dead && leads_to(l, t, port))
 			return l;
-	*err = -ECONNREFUSED;
-	if (rs_rdma_known_plain(t->server_ip, t->server_port))
+	*why = known_plain(t->server_ip, port);
+	if (*why != RS_REASON_NONE)
 		return NULL;
-	*err = load();
-	if (*err != 0)
+	if (load() != 0) {
+		*why = RS_REASON_NO_DEVICE;
 		return NULL;
-	memcpy(hello.process, rs_process_id(), sizeof(hello.process));
+	}
 	/* From the TCP connection's own address: the route, and what the peer checks, are the same. */
 	socket_address(t->family, t->client_ip, 0, &from);
-	socket_address(t->family, t->server_ip, t->server_port, &to);
-	qp = ops->connect((struct sockaddr *)&from, (struct sockaddr *)&to, &hello, sizeof(hello),
+	socket_address(t->family, t->server_ip, port, &to);
+	memcpy(g.process, rs_process_id(), sizeof(g.process));
+	g.tuple = *t;
+	rs_greet_request(&g, key(), bytes);
+	qp = ops->connect((struct sockaddr *)&from, (struct sockaddr *)&to, bytes, sizeof(bytes),
 			  &e);
 	if (!qp) {
-		*err = e == ENODEV || e == EADDRNOTAVAIL ? -ENODEV : -e;
+		*why = e == ENODEV || e == EADDRNOTAVAIL ? RS_REASON_NO_DEVICE
+		       : e == ENOMEM			 ? RS_REASON_NO_MEMORY
+							 : RS_REASON_NO_ROUTE;
 		return NULL;
 	}
-	l = rs_link_new_remote(ops, qp, t);
+	l = rs_link_new_remote(ops, qp, t, port);
 	if (!l) {
 		ops->drop(qp);
-		*err = -ENOMEM;
+		*why = RS_REASON_NO_MEMORY;
 		return NULL;
 	}
+	memcpy(l->identity, rs_process_id(), sizeof(l->identity));
+	memcpy(l->greeting, bytes, sizeof(l->greeting));
 	ops->set_user(qp, l);
 	return l;
 }
 
-void rs_rdma_refused(const struct rs_link *l)
+void rs_rdma_refused(const struct rs_link *l, enum rs_reason why)
 {
-	remember_plain(l->to.server_ip, l->to.server_port);
+	remember_plain(l->ends.server_ip, l->port[0], why);
+}
+
+void rs_rdma_moved(struct rs_link *l)
+{
+	/* Until the port leads here again. */
+	memset(l->port, 0, sizeof(l->port));
+}
+
+/* The queue pair is connected. Nothing was sent on it, and nothing will be, before this is right. */
+static void connected(struct rs_link *l, const struct rs_rdma_event *ev)
+{
+	struct rs_greet g;
+	int r;
+
+	if (!l->initiator)
+		return;
+	r = rs_greet_reply_decode(ev->data, ev->data_len, key(), l->greeting, &g);
+	if (r == 0 && !same_geometry(&g))
+		r = -EPROTONOSUPPORT;
+	if (r != 0) {
+		rs_link_failed(l, -r);
+		return;
+	}
+	forget_plain(l->ends.server_ip, l->port[0]);
+	memcpy(l->expect, g.process, sizeof(g.process));
+	rs_greet_session(key(), l->greeting, ev->data, l->proof);
+	rs_link_remote_up(l);
+}
+
+static int why_rejected(const struct rs_rdma_event *ev)
+{
+	if (ev->error != ECONNREFUSED && ev->error != ECONNABORTED)
+		return ev->error;
+	switch (rs_greet_reject_decode(ev->data, ev->data_len)) {
+	case RS_GREET_NOT_YET:
+		return EAGAIN;
+	case RS_GREET_VERSION:
+		return EPROTONOSUPPORT;
+	case RS_GREET_KEY:
+		return EKEYREJECTED;
+	case RS_GREET_NO_ROOM:
+		return ENOBUFS;
+	case RS_GREET_MEMLOCK:
+		return ENOMEM;
+	default:
+		/* Somebody listens, and is none of ours. */
+		return ev->error == ECONNABORTED ? EPROTO : ECONNREFUSED;
+	}
+}
+
+/* ---- accepting ---- */
+
+/* Over RDMA a v4-mapped address is what the CM makes of one of IPv4 for a listener of both. */
+static bool cm_address(const struct sockaddr_storage *sa, uint8_t *family, uint8_t ip[16],
+		       uint16_t *port)
+{
+	memset(ip, 0, 16);
+	if (sa->ss_family == AF_INET) {
+		const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
+
+		*family = 4;
+		*port = ntohs(in->sin_port);
+		memcpy(ip, &in->sin_addr, 4);
+		return true;
+	}
+	if (sa->ss_family == AF_INET6) {
+		const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
+		bool mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
+
+		*family = mapped ? 4 : 6;
+		*port = ntohs(in6->sin6_port);
+		memcpy(ip, in6->sin6_addr.s6_addr + (mapped ? 12 : 0), mapped ? 4 : 16);
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Who we are for this client: the same each time, for links to us by different ports to be known as
+ * one process; another one for others, so that no peer of ours can pretend to be us.
+ */
+static void make_identity(const struct rs_greet *g, uint8_t identity[16])
+{
+	uint8_t buf[RS_GREET_ID_LEN + 1 + 32];
+
+	if (!have_secret)
+		rs_sys3(SYS_getrandom, secret, sizeof(secret), 0);
+	have_secret = true;
+	memcpy(buf, g->process, RS_GREET_ID_LEN);
+	buf[RS_GREET_ID_LEN] = g->tuple.family;
+	memcpy(buf + RS_GREET_ID_LEN + 1, g->tuple.client_ip, 16);
+	memcpy(buf + RS_GREET_ID_LEN + 17, g->tuple.server_ip, 16);
+	rs_hmac(secret, buf, sizeof(buf), identity, 16);
+}
+
+static uint32_t pending(void)
+{
+	uint32_t n = 0;
+
+	for (struct rs_link *l = rs_links; l; l = l->next)
+		n += !l->dead && !l->up && !l->initiator && l->shm.remote;
+	return n;
+}
+
+/* 0, or enum rs_greet_no; -1: nobody of ours. */
+static int check_request(const struct rs_rdma_event *ev, struct rs_greet *g)
+{
+	uint16_t from, to;
+	uint8_t family;
+	int r;
+
+	memset(g, 0, sizeof(*g));
+	if (!cm_address(&ev->peer, &g->tuple.family, g->tuple.client_ip, &from) ||
+	    !cm_address(&ev->local, &family, g->tuple.server_ip, &to) || family != g->tuple.family)
+		return -1;
+	r = rs_greet_request_decode(ev->data, ev->data_len, key(), g);
+	if (r == -EPROTONOSUPPORT)
+		return RS_GREET_VERSION;
+	if (r == -EKEYREJECTED)
+		return RS_GREET_KEY;
+	if (r != 0)
+		return -1;
+	if (!same_geometry(g))
+		return RS_GREET_VERSION;
+	if (pending() >= PENDING_MAX)
+		return RS_GREET_NO_ROOM;
+	if ((to != g->tuple.server_port && to != own_port) ||
+	    !rs_rendezvous_directory(g->tuple.server_port) ||
+	    rs_proof_inode(&g->tuple, true) == -ENOENT)
+		return RS_GREET_NOT_YET;
+	return 0;
+}
+
+static void reject(struct rs_qp *qp, int code)
+{
+	uint8_t bytes[RS_GREET_REJECT_LEN];
+
+	rs_log(RS_LOG_DEBUG, "RDMA request rejected (%d)", code);
+	if (code < 0) {
+		ops->reject(qp, NULL, 0);
+		return;
+	}
+	rs_greet_reject((enum rs_greet_no)code, bytes);
+	ops->reject(qp, bytes, sizeof(bytes));
 }
 
 static void requested(struct rs_rdma_event *ev)
 {
-	const struct hello *h = (const struct hello *)ev->hello;
+	struct rs_greet g, mine = greeting();
+	uint8_t reply[RS_GREET_REPLY_LEN], identity[16];
+	int no = check_request(ev, &g), r;
 	struct rs_link *l;
 
-	if (ev->hello_len < sizeof(*h) || h->magic != HELLO_MAGIC ||
-	    h->version != RS_WIRE_VERSION || ops->accept(ev->qp) != 0) {
-		ops->drop(ev->qp);
+	if (no != 0) {
+		reject(ev->qp, no);
 		return;
 	}
-	l = rs_link_new_remote(ops, ev->qp, NULL);
+	make_identity(&g, identity);
+	memcpy(mine.process, identity, sizeof(mine.process));
+	rs_greet_reply(&mine, key(), ev->data, reply);
+	r = ops->accept(ev->qp, reply, sizeof(reply));
+	if (r != 0) {
+		/* Locked memory beyond the limit is ENOMEM too, and far more likely than none left. */
+		reject(ev->qp, r == -ENOMEM ? RS_GREET_MEMLOCK : RS_GREET_NO_ROOM);
+		return;
+	}
+	l = rs_link_new_remote(ops, ev->qp, &g.tuple, 0);
 	if (!l) {
 		ops->drop(ev->qp);
 		return;
 	}
+	memcpy(l->identity, identity, sizeof(l->identity));
+	memcpy(l->expect, g.process, sizeof(g.process));
+	rs_greet_session(key(), ev->data, reply, l->proof);
 	ops->set_user(ev->qp, l);
 }
 
@@ -307,9 +519,9 @@ static void cm_event(struct rs_source *s, uint32_t events)
 		if (!l || l->dead)
 			continue;
 		if (ev.what == RS_RDMA_UP)
-			rs_link_remote_up(l);
+			connected(l, &ev);
 		else
-			rs_link_failed(l, ev.error);
+			rs_link_failed(l, l->up ? ev.error : why_rejected(&ev));
 	}
 }
 
@@ -320,5 +532,7 @@ void rs_rdma_forget(void)
 		state = UNUSABLE;
 	}
 	look_at = 0;
-	plain_lock.word = 0;
+	own = NULL;
+	own_port = 0;
+	have_secret = false;
 }

@@ -18,8 +18,10 @@
 #include "rsock/sys.h"
 
 #define PORTS 64
-#define INDEXES 16u /* unrelated processes that may listen on one port (SO_REUSEPORT) */
+#define INDEXES ((uint32_t)RS_RENDEZVOUS_INDEXES)
 #define TAKEOVER_MS 200
+#define RDMA_TAKEOVER_MS 50
+#define RDMA_TAKEOVER_STEPS 7u /* until 6 s after the last accept */
 #define LINGERING_MAX 16u
 #define ASIDES_MAX 32u
 #define ACCEPT_MS 20
@@ -37,8 +39,9 @@ struct listener {
 	bool inherited;
 	bool accepted; /* something was accepted, or asked for: claims may come late */
 	struct rs_directory *directory;
-	void *rdma; /* for the control thread: what listens on the RDMA port; NULL: nothing */
-	bool rdma_tried;
+	void *rdma; /* set by the control thread: what listens on the RDMA port; NULL: nothing */
+	uint32_t rdma_steps; /* attempts that failed since something was accepted last */
+	uint64_t rdma_at; /* ms: not before */
 };
 
 static bool in_use(const struct listener *l)
@@ -242,7 +245,8 @@ int rs_rendezvous_open(uint16_t port)
 			l->inherited = false;
 			l->directory = NULL;
 			l->accepted = false;
-			l->rdma_tried = false;
+			l->rdma_steps = 0;
+			l->rdma_at = 0;
 			set_fd(l, -1);
 		}
 	if (!l) {
@@ -308,44 +312,100 @@ void rs_rendezvous_close(uint16_t port)
 	rs_unlock(&lock);
 }
 
-struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder)
+struct rs_directory *rs_rendezvous_accepted(uint16_t port, bool *holder)
+{
+	struct rs_directory *d = NULL;
+	bool likely = rs_rdma_likely();
+
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++) {
+		struct listener *l = &listeners[i];
+
+		if (!in_use(l) || l->port != port)
+			continue;
+		if (likely && !l->rdma && (!l->accepted || l->rdma_steps)) {
+			l->rdma_steps = 0; /* who held the RDMA port may be gone */
+			rs_control_due(l->rdma_at);
+		}
+		l->accepted = true;
+		d = l->directory;
+		*holder = l->fd >= 0 && (l->rdma || !likely);
+	}
+	rs_unlock(&lock);
+	return d;
+}
+
+struct rs_directory *rs_rendezvous_directory(uint16_t port)
 {
 	struct rs_directory *d = NULL;
 
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		if (in_use(&listeners[i]) && listeners[i].port == port) {
-			if (!listeners[i].accepted && rs_rdma_likely())
-				rs_control_due(0);
-			listeners[i].accepted = true;
+		if (in_use(&listeners[i]) && listeners[i].port == port)
 			d = listeners[i].directory;
-			*holder = listeners[i].fd >= 0;
-		}
 	rs_unlock(&lock);
 	return d;
 }
 
+int rs_rendezvous_index(uint16_t port)
+{
+	int index = -1;
+
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++)
+		if (in_use(&listeners[i]) && listeners[i].port == port && listeners[i].fd >= 0)
+			index = (int)listeners[i].index;
+	rs_unlock(&lock);
+	return index;
+}
+
 /*
  * RDMA is opened by the process that accepts, not by the one that listens: a parent of workers would
- * keep them from using it.
+ * keep them from using it. Of several one gets the port; the others try again when they accept, and
+ * for a while after, for whoever had it may be about to end. Not under the lock: the first time
+ * libraries are loaded, and accept() takes it.
  */
-static void tend_rdma(struct listener *l)
+static void tend_rdma(struct listener *l, uint64_t now)
 {
-	if (in_use(l) && l->accepted && !l->rdma_tried && rs_rdma_likely()) {
-		l->rdma_tried = true;
-		l->rdma = rs_rdma_listen(l->port);
-	} else if (!in_use(l) && l->rdma) {
-		rs_rdma_unlisten(l->rdma);
+	uint16_t port = 0;
+	void *mine, *old = NULL;
+
+	rs_lock(&lock);
+	if (!in_use(l)) {
+		old = l->rdma;
 		l->rdma = NULL;
+	} else if (l->accepted && !l->rdma && l->rdma_steps < RDMA_TAKEOVER_STEPS &&
+		   rs_rdma_likely()) {
+		if (now >= l->rdma_at)
+			port = l->port;
+		else
+			rs_control_due(l->rdma_at);
 	}
+	rs_unlock(&lock);
+	if (old)
+		rs_rdma_unlisten(old);
+	if (!port)
+		return;
+	mine = rs_rdma_listen(port);
+	rs_lock(&lock);
+	if (mine && in_use(l) && l->port == port) {
+		l->rdma = mine;
+		mine = NULL;
+	} else if (!mine) {
+		l->rdma_at = now + ((uint64_t)RDMA_TAKEOVER_MS << l->rdma_steps++);
+		rs_control_due(l->rdma_at);
+	}
+	rs_unlock(&lock);
+	if (mine)
+		rs_rdma_unlisten(mine);
 }
 
 void rs_rendezvous_timer(uint64_t now)
 {
 	accept_again(now);
-	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		tend_rdma(&listeners[i]);
+		tend_rdma(&listeners[i], now);
+	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++) {
 		struct listener *l = &listeners[i];
 
@@ -394,7 +454,9 @@ void rs_rendezvous_forget(void)
 			rs_fd_close(l->fd);
 		set_fd(l, -1);
 		l->rdma = NULL;
-		l->rdma_tried = false;
+		l->accepted = false;
+		l->rdma_steps = 0;
+		l->rdma_at = 0;
 		l->inherited = l->users != 0;
 		l->close_at = 0;
 	}

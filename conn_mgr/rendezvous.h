@@ -25,8 +25,17 @@ int rs_rendezvous_open(uint16_t port);
 /* In a process that inherited the listener over fork: answer too. Cheap when it does already. */
 bool rs_rendezvous_ensure(uint16_t port);
 void rs_rendezvous_close(uint16_t port);
-/* The directory of the port; *holder: this process answers for it. NULL: no such listener. */
-struct rs_directory *rs_rendezvous_directory(uint16_t port, bool *holder);
+/*
+ * Something was accepted on the port: from now on this process also answers on RDMA, if it can. Returns
+ * the directory of the port, NULL: no such listener. *holder: this process answers for the port
+ * everywhere, so that nobody will look in the directory for what it has accepted. Thread-safe.
+ */
+struct rs_directory *rs_rendezvous_accepted(uint16_t port, bool *holder);
+struct rs_directory *rs_rendezvous_directory(uint16_t port);
+#define RS_RENDEZVOUS_INDEXES \
+	16 /* unrelated processes that may listen on one port (SO_REUSEPORT) */
+/* N of the name "rsock.PORT.N" that this process holds; -1: none. */
+int rs_rendezvous_index(uint16_t port);
 
 /* "rsock.PORT.INDEX". */
 void rs_rendezvous_name(uint16_t port, uint32_t index, char name[RS_NAME_LEN]);

@@ -9,6 +9,7 @@
 
 #include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
+#include "conn_mgr/elsewhere.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rdma.h"
@@ -108,6 +109,7 @@ static void after_fork_child(void)
 	rs_links_forget();
 	rs_claim_forget();
 	rs_rdma_forget();
+	rs_elsewhere_forget();
 	rs_rendezvous_forget();
 	rs_proof_forget();
 	rs_epoll_forget();

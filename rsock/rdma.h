@@ -18,8 +18,9 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define RS_RDMA_ABI 2
+#define RS_RDMA_ABI 3
 #define RS_RDMA_HELLO_MAX 56 /* private data of a CM request in RDMA_PS_TCP (rdma_connect(3)) */
+#define RS_RDMA_ANSWER_MAX 148 /* of a reject, and more than that of a reply that we read */
 
 struct rs_qp;
 
@@ -48,10 +49,12 @@ enum rs_rdma_what {
 struct rs_rdma_event {
 	enum rs_rdma_what what;
 	struct rs_qp *qp;
-	int error; /* DOWN: ECONNREFUSED (nobody listens, or rejected), ETIMEDOUT, ENODEV ... */
+	/* DOWN: ECONNREFUSED (nobody listens), ECONNABORTED (rejected by who does), ENODEV ... */
+	int error;
 	struct sockaddr_storage local, peer; /* REQUEST */
-	uint8_t hello[RS_RDMA_HELLO_MAX]; /* REQUEST */
-	size_t hello_len;
+	/* Private data: of the REQUEST; UP: of the reply to ours; DOWN: of the reject. May be padded. */
+	uint8_t data[RS_RDMA_ANSWER_MAX];
+	size_t data_len;
 };
 
 enum rs_rdma_kind {
@@ -79,13 +82,16 @@ struct rs_rdma_ops {
 	int (*open)(const struct rs_rdma_host *host, int *fd);
 	/* 1: an event; 0: none. */
 	int (*next_event)(struct rs_rdma_event *ev);
-	/* Listens on an RDMA port of all addresses; *l for unlisten(). */
-	int (*listen)(uint16_t port, void **l);
+	/* Listens on an RDMA port of all addresses (0: any, which it is then told); *l for unlisten(). */
+	int (*listen)(uint16_t *port, void **l);
 	void (*unlisten)(void *l);
 	/* Begins to connect; UP or DOWN follows. NULL: not even that (*error). */
 	struct rs_qp *(*connect)(const struct sockaddr *from, const struct sockaddr *to,
 				 const void *hello, size_t len, int *error);
-	int (*accept)(struct rs_qp *qp);
+	/* `data`: private data of the reply. 0: UP follows; else reject() or drop(). */
+	int (*accept)(struct rs_qp *qp, const void *data, size_t len);
+	/* Rejects a REQUEST and frees it. */
+	void (*reject)(struct rs_qp *qp, const void *data, size_t len);
 	/* Ends and frees it in any state; no event follows. */
 	void (*drop)(struct rs_qp *qp);
 	void (*set_user)(struct rs_qp *qp, void *user);

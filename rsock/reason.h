@@ -35,7 +35,8 @@
 	X(CLOSING, "closing", "the connection is being closed")                        \
 	X(PARKED, "parked", "idle; re-enters on traffic")                              \
 	X(VERSION, "version", "the peer speaks another version of the protocol")       \
-	X(PROTOCOL, "protocol", "the peer broke the protocol")
+	X(PROTOCOL, "protocol", "the peer broke the protocol")                         \
+	X(KEY, "key", "the cluster key is missing, unreadable or not the peer's")
 
 enum rs_reason {
 #define X(sym, word, text) RS_REASON_##sym,

@@ -175,6 +175,7 @@ size_t rs_msg_encode(const struct rs_msg *m, uint8_t out[RS_MSG_MAX])
 		put(&c, m->slots, 4);
 		put_mem(&c, m->tier_shift, RS_TIERS);
 		put(&c, 0, 1);
+		put_mem(&c, m->proof, sizeof(m->proof));
 		break;
 	case RS_MSG_CLAIM:
 		put(&c, m->from, 4);
@@ -194,7 +195,7 @@ size_t rs_msg_encode(const struct rs_msg *m, uint8_t out[RS_MSG_MAX])
 		put(&c, m->id, 4);
 		put(&c, m->code, 1);
 		put(&c, m->reason, 1);
-		put(&c, 0, 2);
+		put(&c, m->port, 2);
 		put_mem(&c, m->name, RS_NAME_LEN);
 		break;
 	case RS_MSG_REVEAL:
@@ -217,6 +218,15 @@ size_t rs_msg_encode(const struct rs_msg *m, uint8_t out[RS_MSG_MAX])
 	case RS_MSG_BELL:
 	case RS_MSG_SEGMENT:
 		put(&c, m->index, 4);
+		break;
+	case RS_MSG_WHERE:
+		put(&c, m->from, 4);
+		put_tuple(&c, &m->tuple);
+		break;
+	case RS_MSG_HERE:
+		put(&c, m->id, 4);
+		put(&c, m->port, 2);
+		put(&c, 0, 2);
 		break;
 	default:
 		break;
@@ -250,6 +260,7 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		m->slots = (uint32_t)get(&c, 4);
 		get_mem(&c, m->tier_shift, RS_TIERS);
 		get_zero(&c, 1);
+		get_mem(&c, m->proof, sizeof(m->proof));
 		break;
 	case RS_MSG_CLAIM:
 		m->from = (uint32_t)get(&c, 4);
@@ -269,7 +280,7 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		m->id = (uint32_t)get(&c, 4);
 		m->code = (uint8_t)get(&c, 1);
 		m->reason = (uint8_t)get(&c, 1);
-		get_zero(&c, 2);
+		m->port = (uint16_t)get(&c, 2);
 		get_mem(&c, m->name, RS_NAME_LEN);
 		if (m->code < RS_CLAIM_UNKNOWN || m->code > RS_CLAIM_REFUSED ||
 		    m->name[RS_NAME_LEN - 1])
@@ -295,6 +306,15 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 	case RS_MSG_BELL:
 	case RS_MSG_SEGMENT:
 		m->index = (uint32_t)get(&c, 4);
+		break;
+	case RS_MSG_WHERE:
+		m->from = (uint32_t)get(&c, 4);
+		get_tuple(&c, &m->tuple);
+		break;
+	case RS_MSG_HERE:
+		m->id = (uint32_t)get(&c, 4);
+		m->port = (uint16_t)get(&c, 2);
+		get_zero(&c, 2);
 		break;
 	case RS_MSG_RING:
 		break;

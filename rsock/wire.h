@@ -59,11 +59,13 @@ int rs_frame_decode(rs_mac_fn mac, const uint8_t key[RS_KEY_LEN], int dir,
 #define RS_MSG_HEAD 8
 #define RS_MSG_MAX 192
 #define RS_TIERS 3
+#define RS_HELLO_PROOF_LEN 16
 
 /* Feature bits of HELLO: unknown bits are ignored; both ends use the intersection. */
 #define RS_FEATURE_SHM 0x00000001u
 #define RS_FEATURE_RDMA 0x00000002u
 #define RS_FEATURE_RING 0x00000004u /* RING is understood; HELLO carries no bell */
+#define RS_FEATURE_WHERE 0x00000008u /* WHERE and HERE are understood */
 
 enum rs_msg_type {
 	RS_MSG_HELLO = 1, /* first message of each end of a link */
@@ -82,13 +84,15 @@ enum rs_msg_type {
 	RS_MSG_BELL = 13, /* carries an eventfd: the sender's bell number `bell` */
 	RS_MSG_SEGMENT = 14, /* carries a memfd: segment number `segment` of the sender's slab */
 	RS_MSG_RING = 15, /* some bell of the addressee rings */
+	RS_MSG_WHERE = 16, /* have you accepted `tuple`? on one host, for a client on another */
+	RS_MSG_HERE = 17, /* the answer to a WHERE: at RDMA port `port`; 0: no */
 	RS_MSG_COUNT
 };
 
 enum rs_claim_no {
 	RS_CLAIM_UNKNOWN = 1, /* no such connection here */
 	RS_CLAIM_NOT_YET = 2, /* still in the listen backlog: ask again */
-	RS_CLAIM_REDIRECT = 3, /* ask the process with rendezvous name `name` */
+	RS_CLAIM_REDIRECT = 3, /* ask the process with rendezvous name `name`; RDMA: at `port` */
 	RS_CLAIM_REFUSED = 4, /* here, but it stays on TCP; `reason` says why */
 };
 
@@ -105,7 +109,8 @@ struct rs_tuple {
 struct rs_msg {
 	uint8_t type;
 	uint32_t id; /* the addressee's stream id; 0 where none is known */
-	uint32_t from; /* the sender's stream id (CLAIM, CLAIM_OK, CLAIM_NO) */
+	/* The sender's stream id (CLAIM, CLAIM_OK); WHERE: any number, which HERE says in `id`. */
+	uint32_t from;
 	uint32_t epoch; /* ENTER ... GONE */
 	uint64_t offset; /* ENTER: N, FIN: M, LEFT: 1 if a MARK of this epoch was written */
 	/* HELLO */
@@ -114,7 +119,8 @@ struct rs_msg {
 	/* Slots of each slab segment of the sender. With `features` 0: enum rs_reason, why it has none. */
 	uint32_t slots;
 	uint8_t tier_shift[RS_TIERS]; /* log2 of the ring sizes of a slot */
-	/* CLAIM */
+	uint8_t proof[RS_HELLO_PROOF_LEN]; /* over RDMA, of the initiator (greet.h) */
+	/* CLAIM, WHERE */
 	struct rs_tuple tuple;
 	uint8_t secret[RS_HASH_LEN]; /* CLAIM: hash of it; CLAIM_OK, REVEAL: itself */
 	uint64_t block; /* CLAIM, CLAIM_OK over RDMA: where the sender's memory for it is, */
@@ -122,6 +128,7 @@ struct rs_msg {
 	/* CLAIM_NO */
 	uint8_t code; /* enum rs_claim_no */
 	uint8_t reason; /* enum rs_reason */
+	uint16_t port; /* REDIRECT over RDMA, HERE */
 	char name[RS_NAME_LEN]; /* REDIRECT: NUL-terminated */
 	/* BELL, SEGMENT */
 	uint32_t index;

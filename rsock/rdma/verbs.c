@@ -27,6 +27,7 @@
 #define ACK_TIMEOUT 14
 #define RETRIES 6
 #define RNR_FOR_EVER 7 /* a stopped process must not look like a dead path */
+#define REJECTED_BY_CONSUMER 28 /* IB spec, table 111: not "no such service id" (8) */
 #define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
 
 struct rs_qp {
@@ -224,14 +225,27 @@ fail:
 	return NULL;
 }
 
-static int rs_accept(struct rs_qp *qp)
+static int rs_accept(struct rs_qp *qp, const void *data, size_t len)
 {
-	struct rdma_conn_param param = parameters(qp);
+	struct rdma_conn_param param;
 	int r = make(qp);
 
 	if (r != 0)
 		return r;
+	if (len > sizeof(qp->hello))
+		return -EINVAL;
+	memcpy(qp->hello, data, len);
+	qp->hello_len = len;
+	param = parameters(qp);
 	return rdma_accept(qp->id, &param) == 0 ? 0 : -errno;
+}
+
+static void rs_reject(struct rs_qp *qp, const void *data, size_t len)
+{
+	rdma_reject(qp->id, data, (uint8_t)len);
+	unmake(qp);
+	rdma_destroy_id(qp->id);
+	free(qp);
 }
 
 static void rs_drop(struct rs_qp *qp)
@@ -243,9 +257,9 @@ static void rs_drop(struct rs_qp *qp)
 	free(qp);
 }
 
-static int rs_listen(uint16_t port, void **l)
+static int rs_listen(uint16_t *port, void **l)
 {
-	struct sockaddr_in6 any = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	struct sockaddr_in6 any = { .sin6_family = AF_INET6, .sin6_port = htons(*port) };
 	struct rdma_cm_id *id;
 
 	if (rdma_create_id(events, &id, NULL, RDMA_PS_TCP) != 0)
@@ -257,6 +271,7 @@ static int rs_listen(uint16_t port, void **l)
 		rdma_destroy_id(id);
 		return -e;
 	}
+	*port = ntohs(rdma_get_src_port(id));
 	*l = id;
 	return 0;
 }
@@ -278,8 +293,18 @@ static void rnr_timer(struct rs_qp *qp)
 
 static int refused(const struct rdma_cm_event *cm)
 {
-	/* Any reject: nobody listens, or somebody who does not want us. */
-	return cm->event == RDMA_CM_EVENT_REJECTED ? ECONNREFUSED : EHOSTUNREACH;
+	if (cm->event != RDMA_CM_EVENT_REJECTED)
+		return EHOSTUNREACH;
+	return cm->status == REJECTED_BY_CONSUMER ? ECONNABORTED : ECONNREFUSED;
+}
+
+static void take_data(const struct rdma_cm_event *cm, struct rs_rdma_event *ev)
+{
+	ev->data_len = cm->param.conn.private_data ? cm->param.conn.private_data_len : 0;
+	if (ev->data_len > sizeof(ev->data))
+		ev->data_len = sizeof(ev->data);
+	if (ev->data_len)
+		memcpy(ev->data, cm->param.conn.private_data, ev->data_len);
 }
 
 static void request(struct rdma_cm_event *cm, struct rs_rdma_event *ev)
@@ -298,11 +323,6 @@ static void request(struct rdma_cm_event *cm, struct rs_rdma_event *ev)
 	ev->qp = qp;
 	memcpy(&ev->local, rdma_get_local_addr(cm->id), sizeof(struct sockaddr_in6));
 	memcpy(&ev->peer, rdma_get_peer_addr(cm->id), sizeof(struct sockaddr_in6));
-	ev->hello_len = cm->param.conn.private_data_len;
-	if (ev->hello_len > sizeof(ev->hello))
-		ev->hello_len = sizeof(ev->hello);
-	if (ev->hello_len)
-		memcpy(ev->hello, cm->param.conn.private_data, ev->hello_len);
 }
 
 /* The next step of a connect; an error becomes DOWN. */
@@ -325,6 +345,9 @@ static int rs_next_event(struct rs_rdma_event *ev)
 	ev->what = RS_RDMA_NOTHING;
 	qp = cm->id->context;
 	ev->qp = qp;
+	if (cm->event == RDMA_CM_EVENT_CONNECT_REQUEST || cm->event == RDMA_CM_EVENT_ESTABLISHED ||
+	    cm->event == RDMA_CM_EVENT_REJECTED)
+		take_data(cm, ev);
 	if (cm->event == RDMA_CM_EVENT_CONNECT_REQUEST)
 		request(cm, ev);
 	copy = *cm;
@@ -542,6 +565,7 @@ __attribute__((visibility("default"))) const struct rs_rdma_ops rs_rdma_ops = {
 	.unlisten = rs_unlisten,
 	.connect = rs_connect,
 	.accept = rs_accept,
+	.reject = rs_reject,
 	.drop = rs_drop,
 	.set_user = rs_set_user,
 	.user = rs_user,

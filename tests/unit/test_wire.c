@@ -151,6 +151,7 @@ static struct rs_msg sample(uint8_t type)
 		memcpy(m.process, "process identity", 16);
 		m.slots = 256;
 		memcpy(m.tier_shift, "\x0e\x12\x16", 3);
+		memcpy(m.proof, "proof of the key", sizeof(m.proof));
 		break;
 	case RS_MSG_CLAIM:
 		m.from = 77;
@@ -174,6 +175,7 @@ static struct rs_msg sample(uint8_t type)
 		m.id = 5;
 		m.code = RS_CLAIM_REDIRECT;
 		m.reason = 3;
+		m.port = 0xfedc;
 		memcpy(m.name, "worker-17", 10);
 		break;
 	case RS_MSG_REVEAL:
@@ -188,6 +190,18 @@ static struct rs_msg sample(uint8_t type)
 		m.index = 31;
 		break;
 	case RS_MSG_RING:
+		break;
+	case RS_MSG_WHERE:
+		m.from = 0x11223344;
+		m.tuple.family = 4;
+		m.tuple.client_port = 12345;
+		m.tuple.server_port = 65534;
+		memset(m.tuple.client_ip, 0xc1, 4);
+		memset(m.tuple.server_ip, 0x5e, 4);
+		break;
+	case RS_MSG_HERE:
+		m.id = 0x11223344;
+		m.port = 54321;
 		break;
 	default: /* ENTER ... FIN */
 		m.id = 9;
@@ -295,13 +309,15 @@ static void message_fields_are_checked(void **state)
 	assert_int_equal(decode_changed(RS_MSG_CLAIM, 12, 5), -1);
 	assert_int_equal(decode_changed(RS_MSG_CLAIM, 13, 1), -1);
 	assert_int_equal(decode_changed(RS_MSG_CLAIM, 18, 1), -1);
-	/* The code, reserved bytes, the end of the name. */
+	/* The code, the end of the name. */
 	assert_int_equal(decode_changed(RS_MSG_CLAIM_NO, 12, 0), -1);
 	assert_int_equal(decode_changed(RS_MSG_CLAIM_NO, 12, RS_CLAIM_REFUSED), 0);
 	assert_int_equal(decode_changed(RS_MSG_CLAIM_NO, 12, RS_CLAIM_REFUSED + 1), -1);
-	assert_int_equal(decode_changed(RS_MSG_CLAIM_NO, 14, 1), -1);
 	assert_int_equal(decode_changed(RS_MSG_CLAIM_NO, 16 + RS_NAME_LEN - 1, 'x'), -1);
 	assert_int_equal(decode_changed(RS_MSG_HELLO, 35, 1), -1);
+	assert_int_equal(decode_changed(RS_MSG_WHERE, 12, 7), -1);
+	assert_int_equal(decode_changed(RS_MSG_HERE, 14, 1), -1);
+	assert_int_equal(decode_changed(RS_MSG_HERE, 15, 1), -1);
 }
 
 /* Whatever decodes has exactly one encoding, and nothing is read beyond the datagram. */

@@ -114,6 +114,7 @@ $(BUILD)/obj/tools/rsock.o: | $(BUILD)/version.h
 .PHONY: FORCE
 
 # program-rule folder,prerequisites,libraries
+comma := ,
 EXAMPLE_LIBS = -Wl,--as-needed -Wl,-rpath,'$$$$ORIGIN/..' $(API_LIB)
 define program-rule
 $(BUILD)/$(1)/%: $(BUILD)/obj/$(1)/%.o $(call obj,$(wildcard $(1)/lib*.c)) $(2)
@@ -123,7 +124,7 @@ endef
 $(eval $(call program-rule,tests/unit,$(API_OBJ),-lcmocka))
 $(eval $(call program-rule,tests/stress,$(API_OBJ),-lm))
 $(eval $(call program-rule,tests/conformance,,))
-$(eval $(call program-rule,tests/apps,,))
+$(eval $(call program-rule,tests/apps,$(CORE_LIB),-Wl$(comma)--as-needed $(CORE_LIB) -lrdmacm -libverbs))
 $(eval $(call program-rule,bench,,-lm))
 $(eval $(call program-rule,examples,$(API_LIB),$(EXAMPLE_LIBS)))
 

@@ -107,6 +107,19 @@ static uint32_t bucket(const uint8_t ip[16], uint16_t port)
 	return (h ^ h >> 15) % BUCKETS;
 }
 
+/*
+ * Who claims from another host may have to wait until all workers have loaded the RDMA libraries, and
+ * is then sent from one to the other.
+ */
+static uint64_t window(const struct rs_conn *c)
+{
+	static const uint8_t one[16] = { [15] = 1 };
+	const uint8_t *ip = c->tuple.client_ip;
+	bool local = c->tuple.family == 4 ? ip[0] == 127 : memcmp(ip, one, 16) == 0;
+
+	return (uint64_t)rs_config.window_ms * (local || !rs_rdma_likely() ? 1 : 2);
+}
+
 void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
 {
 	bool holder = true;
@@ -126,7 +139,7 @@ void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *
 				 rs_process_name());
 	}
 	rs_lock(&hash_lock);
-	c->expires = rs_now_ms() + rs_config.window_ms;
+	c->expires = rs_now_ms() + window(c);
 	c->hash_next = accepted[b];
 	accepted[b] = c;
 	c->hashed = true;

@@ -198,7 +198,7 @@ void *rs_rdma_listen(uint16_t port)
 	if (r == 0)
 		rs_log(RS_LOG_INFO, "port %u: answering on RDMA", port);
 	else if (r != -ENODEV)
-		rs_log(r == -EADDRINUSE ? RS_LOG_DEBUG : RS_LOG_INFO,
+		rs_log(r == -EADDRINUSE || r == -EADDRNOTAVAIL ? RS_LOG_DEBUG : RS_LOG_INFO,
 		       "port %u: cannot listen on RDMA (error %d)", port, -r);
 	return l;
 }

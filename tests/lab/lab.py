@@ -61,7 +61,8 @@ def check(condition, what):
 
 
 def needs(**what):
-    """For a case: hosts=N, device="rxe"|"siw"|None or a list of them, timeout=SECONDS.
+    """For a case: hosts=N, device="rxe"|"siw"|None or a list of them, memory="512M",
+    timeout=SECONDS.
 
     todo="what is known to be wrong": that it fails is shown, and counted neither way.
     """

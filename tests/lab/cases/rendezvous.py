@@ -2,10 +2,10 @@
 """How processes on two hosts find each other by the RDMA CM: servers of several processes, whoever
 answers where he should not, and keys."""
 import json
-import re
+import os
 import time
 
-from lab import check, needs
+from lab import BUILD, check, needs
 
 RSOCK = ["rsock", "run"]
 PORT = 7300
@@ -139,7 +139,7 @@ class Pair:
         self.server.wait_listening(port)
         if count > 1 and "reuseport" in how:
             time.sleep(1)  # until all of them listen
-        self.pids = json.loads(self.server.text().splitlines()[0])
+        self.pids = json.loads(self.server.text().splitlines()[0])["pids"]
         self.client = self.a.spawn([*prefixes[0], "python3", PROGRAM, "client", address, port, how,
                                     count], stdin=True, env=env[0])
         self.said = 0
@@ -220,4 +220,225 @@ def case_a_SO_REUSEPORT_server_of_4_processes(lab):
     said = pair.ask("round", 2)
     check(len(said["served"]) == 4, "served by: %s" % said)
     check(len(queue_pairs(pair.a)) == 4, "queue pairs: %s" % queue_pairs(pair.a))
+    pair.end()
+
+
+def cm_holder(host, port):
+    """The pids that listen on the RDMA port; the kernel names the thread."""
+    said = json.loads(host.run(["rdma", "-j", "res", "show", "cm_id"], check=True).stdout)
+    threads = [row["pid"] for row in said if row.get("state") == "LISTEN" and
+               str(row.get("src-addr", "")).endswith(":%d" % port)]
+    return [int(host.run("sed -n 's/^Tgid:[^0-9]*//p' /proc/%d/status" % t, check=True).stdout)
+            for t in threads]
+
+
+@needs(timeout=120)
+def case_another_worker_takes_over_when_the_holder_dies(lab):
+    for how in ("prefork", "reuseport"):
+        pair = Pair(lab, how, 3)
+        pair.ask("connect", 12)
+        pair.until_fast(12)
+        pair.ask("close", 0)
+        first = cm_holder(pair.b, PORT)
+        check(len(first) == 1 and first[0] in pair.pids, "%s: %s" % (first, pair.pids))
+        pair.b.run(["kill", "-9", first[0]], check=True)
+        time.sleep(0.2)
+        pair.ask("connect", 12)
+        pair.until_fast(12)
+        second = cm_holder(pair.b, PORT)
+        check(len(second) == 1 and second[0] in pair.pids and second != first,
+              "%s after %s" % (second, first))
+        pair.end()
+
+
+@needs(timeout=240, memory="1400M")
+def case_1000_connections_use_one_queue_pair(lab):
+    pair = Pair(lab, "one", 1)
+    pair.ask("connect", 1000, 60)
+    pair.until_fast(1000, 150)
+    check([len(queue_pairs(host)) for host in (pair.a, pair.b)] == [1, 1],
+          "queue pairs: %s, %s" % (queue_pairs(pair.a), queue_pairs(pair.b)))
+    pair.end()
+
+
+def case_families_and_listening_addresses(lab):
+    b = lab.hosts[1]
+    for address, listen, how in ((b.ip, "0.0.0.0", "one"), (b.ip6, "::", "one"),
+                                 (b.ip6, b.ip6, "one"), (b.ip, "::", "one dual"),
+                                 (b.ip6, "::", "one dual")):
+        pair = Pair(lab, how, 1, address=address, listen=listen)
+        pair.ask("connect", 3)
+        pair.until_fast(3)
+        pair.end()
+
+
+CM_PEER = "tests/apps/cm_peer"
+
+
+def cm_peer(host, *args):
+    """A process that is none of ours on the RDMA CM (tests/apps/cm_peer.c)."""
+    process = host.spawn([os.path.join(BUILD, CM_PEER), *args])
+    if args[0] == "listen":
+        process.wait_line("listening")
+    return process
+
+
+def no_harm(pair, rounds=3):
+    """The program has noticed nothing: connect and a first round at once, every byte right."""
+    said = pair.ask("connect", 1)
+    check(said["worst"] < 0.5, "connect took %s s" % said["worst"])
+    said = pair.ask("round", 1)
+    check(said["worst"] < 0.5, "the first answer took %s s" % said["worst"])
+    return pair.ask("round", rounds)
+
+
+@needs(timeout=150)
+def case_strangers_on_the_RDMA_port_of_a_plain_server(lab):
+    b = lab.hosts[1]
+    for how, reason in (("reject", "peer-plain"), ("bare", "peer-plain"), ("noise", "peer-plain"),
+                        ("silent", "no-route"), ("mute", "no-route")):
+        stranger = cm_peer(b, "listen", PORT, how)
+        pair = Pair(lab, "one", 1, prefixes=(RSOCK, ()))
+        no_harm(pair)
+        found = pair.until_decided()
+        check(story(found) == {("tcp", "tcp", reason): 1}, "%s: %s" % (how, story(found)))
+        check("request" in stranger.text(), "%s was not asked: %s" % (how, stranger.story()))
+        no_harm(pair)  # the second one finds it remembered
+        pair.end()
+        stranger.kill()
+
+
+def case_redirects_without_end(lab):
+    b = lab.hosts[1]
+    strangers = [cm_peer(b, "listen", port, "redirect") for port in (PORT, PORT + 1)]
+    pair = Pair(lab, "one", 1, prefixes=(RSOCK, ()))
+    no_harm(pair)
+    found = pair.until_decided()
+    check(story(found) == {("tcp", "tcp", "protocol"): 1}, story(found))
+    claims = sum(s.text().count('"heard": 2') for s in strangers)
+    check(4 <= claims <= 20, "%d claims" % claims)
+    pair.end()
+
+
+PLAIN_SERVER = r'''
+import socket, sys
+with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
+    while True:
+        s = listener.accept()[0]
+        got = b""
+        while data := s.recv(4096):
+            got += data
+            print("got", got.hex(), flush=True)
+'''
+PLAIN_CLIENT = r'''
+import socket, sys, time
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+for i in range(40):
+    s.sendall(b"line %d\n" % i)
+    time.sleep(0.05)
+print("sent", flush=True)
+sys.stdin.readline()
+'''
+KEY = "/tmp/rsock.key"
+WHOLE = b"".join(b"line %d\n" % i for i in range(40))
+
+
+def make_keys(hosts, *contents):
+    for host, content in zip(hosts, contents):
+        host.run(["rm", "-f", KEY])
+        if content:
+            host.put(KEY, content)
+            host.run(["chmod", "600", KEY], check=True)
+
+
+def squatted(lab, env):
+    """What a plain server gets from a client under rsock, when another has its RDMA port."""
+    a, b = lab.hosts[:2]
+    squatter = cm_peer(b, "listen", PORT, "squat")
+    server = b.spawn(["python3", "-c", PLAIN_SERVER, b.ip, PORT])
+    server.wait_listening(PORT)
+    client = a.spawn([*RSOCK, "python3", "-c", PLAIN_CLIENT, b.ip, PORT], stdin=True, env=env)
+    client.wait_line("sent", 20)
+    time.sleep(0.5)
+    found = [row for row in json.loads(a.run(["rsock", "stat", "--json"]).stdout) if row["peer"]]
+    got = bytes.fromhex(server.text().split()[-1])
+    story_ = squatter.text()
+    for process in (client, server, squatter):
+        process.kill()
+    return got, found, story_
+
+
+def case_a_squatter_gets_nothing_without_the_key(lab):
+    make_keys(lab.hosts, b"k" * 32, b"")
+    got, found, story_ = squatted(lab, {"RSOCK_KEY_FILE": KEY})
+    check("request" in story_ and "heard" not in story_, "squatter: " + story_)
+    check(got == WHOLE, "the plain server has got %r" % got)
+    check(story(found) == {("tcp", "tcp", "key"): 1}, story(found))
+
+
+def case_a_squatter_without_keys_costs_16_bytes_at_most(lab):
+    got, found, story_ = squatted(lab, None)
+    check('"heard": 2' in story_, "squatter: " + story_)
+    # No more than MARK between two bytes of the stream, and nothing after it that is not the program's.
+    at = next((i for i in range(len(got)) if got[i:i + 1] != WHOLE[i:i + 1]), len(got))
+    check(got[:at] == WHOLE[:at] and (at == len(got) or WHOLE.startswith(got[:at] + got[at + 16:])),
+          "the plain server has got %r, %s, %s" % (got[at:at + 100], story(found), story_))
+
+
+@needs(timeout=120)
+def case_keys(lab):
+    env = {"RSOCK_KEY_FILE": KEY}
+    for keys, envs, want in (
+            ((b"k" * 32, b"k" * 32), (env, env), None),
+            ((b"k" * 32, b"l" * 32), (env, env), "key"),
+            ((b"k" * 32, b"k" * 32), (env, None), "key"),
+            ((b"k" * 32, b"k" * 32), (None, env), "key"),
+            ((b"k" * 15, b"k" * 15), (env, env), "key")):
+        make_keys(lab.hosts, *keys)
+        pair = Pair(lab, "one", 1, env=envs)
+        pair.ask("connect", 2)
+        if want:
+            found = pair.until_decided()
+            check(story(found) == {("tcp", "tcp", want): 2}, "%s: %s" % (keys, story(found)))
+        else:
+            pair.until_fast(2)
+        pair.end()
+
+
+@needs(timeout=90)
+def case_requests_that_are_noise_are_rejected(lab):
+    a, b = lab.hosts[:2]
+    pair = Pair(lab, "one", 1)
+    pair.ask("connect", 1)
+    pair.until_fast(1)
+    said = json.loads(cm_peer(a, "noise", a.ip, b.ip, PORT).good(40))
+    check(said["accepted"] == 0 and said["unanswered"] == 0, said)
+    pair.ask("connect", 2)
+    pair.until_fast(3)
+    pair.end()
+
+
+@needs(hosts=3)
+def case_a_claim_of_somebody_elses_connection_is_refused(lab):
+    a, b, c = lab.hosts
+    pair = Pair(lab, "one", 1)
+    pair.ask("connect", 1)
+    row = pair.until_fast(1)[0]
+    victim = row["local"] + ">" + row["peer"]
+    # A host that has no connection to the server at all is not even let in; nor is one that lies.
+    lie = "%s:%s>%s" % (c.ip, row["local"].split(":")[-1], row["peer"])
+    said = cm_peer(c, "claim", PORT, lie, victim).good()
+    check(json.loads(said.splitlines()[0])["connect"] == 1, said)  # NOT_YET: no such connection
+    # One that has a connection is let in for it, and gets no other one.
+    plain = c.spawn(["python3", "-c", "import socket, time; s = socket.create_connection((%r, %d)); "
+                     "print(s.getsockname()[1], flush=True); time.sleep(60)" % (b.ip, PORT)])
+    plain.wait_line(r"\d+\n")
+    own = "%s:%s>%s" % (c.ip, plain.text().strip(), row["peer"])
+    said = [json.loads(x) for x in
+            cm_peer(c, "claim", PORT, own, victim, own).good().splitlines()]
+    check(said[0]["connect"] == 0, said)
+    check((said[1]["type"], said[1]["code"], said[1]["reason"]) == (4, 4, "no-proof"), said)
+    check(said[2]["type"] == 3, "its own connection: %s" % said)
+    pair.ask("round", 3)
+    pair.until_fast(1)
     pair.end()

@@ -140,6 +140,87 @@ static void bad_values(void **state)
 	assert_false(config_of("RSOCK_DISABLE", "yes", NULL, NULL, 0).off);
 }
 
+/* ---- the cluster key ---- */
+
+static char folder[] = "/tmp/rsock-test-key-XXXXXX";
+
+static const char *key_file(const char *name, const void *bytes, size_t len, mode_t mode)
+{
+	static char file[200];
+	int fd;
+
+	snprintf(file, sizeof(file), "%s/%s", folder, name);
+	fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, bytes, len), len);
+	assert_int_equal(fchmod(fd, mode), 0);
+	close(fd);
+	return file;
+}
+
+static void bad_key(const char *file, const char *why)
+{
+	static const uint8_t none[RS_KEY_LEN];
+	char err[1000];
+	struct rs_config c = config_of("RSOCK_KEY_FILE", file, NULL, err, sizeof(err));
+
+	assert_int_equal(c.key, RS_KEY_BAD);
+	assert_memory_equal(c.key_bytes, none, sizeof(none));
+	assert_string_equal(err, ""); /* silent unless asked */
+	config_of("RSOCK_KEY_FILE", file, "error", err, sizeof(err));
+	assert_non_null(strstr(err, "RSOCK_KEY_FILE"));
+	if (!strstr(err, why))
+		fail_msg("%s: %s", file, err);
+}
+
+static void key_files(void **state)
+{
+	uint8_t bytes[1025], want[RS_KEY_LEN];
+	char other[300], fifo[300];
+	struct rs_config c;
+
+	(void)state;
+	assert_non_null(mkdtemp(folder));
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (uint8_t)(i * 7);
+	assert_int_equal(config_of(NULL, NULL, NULL, NULL, 0).key, RS_KEY_NONE);
+	assert_int_equal(config_of("RSOCK_KEY_FILE", "", NULL, NULL, 0).key, RS_KEY_NONE);
+	for (size_t len = 0; len <= sizeof(bytes); len += len < 20 || len >= 1020 ? 1 : 100) {
+		const char *file = key_file("key", bytes, len, 0600);
+
+		if (len < 16 || len > 1024) {
+			bad_key(file, "not 16 to 1024 bytes");
+			continue;
+		}
+		c = config_of("RSOCK_KEY_FILE", file, NULL, NULL, 0);
+		rs_sha256(bytes, len, want);
+		assert_int_equal(c.key, RS_KEY_GOOD);
+		assert_memory_equal(c.key_bytes, want, sizeof(want));
+	}
+	assert_int_equal(
+		config_of("RSOCK_KEY_FILE", key_file("key", bytes, 32, 0400), NULL, NULL, 0).key,
+		RS_KEY_GOOD);
+	for (mode_t bit = 1; bit <= 040; bit <<= 1)
+		bad_key(key_file("key", bytes, 32, 0600 | bit), "open to group or others");
+	/* Found behind a name of another kind, and by a way that would hang. */
+	snprintf(other, sizeof(other), "%s/link", folder);
+	assert_int_equal(symlink(key_file("key", bytes, 32, 0600), other), 0);
+	assert_int_equal(config_of("RSOCK_KEY_FILE", other, NULL, NULL, 0).key, RS_KEY_GOOD);
+	bad_key(folder, "not a regular file");
+	snprintf(fifo, sizeof(fifo), "%s/fifo", folder);
+	assert_int_equal(mkfifo(fifo, 0600), 0);
+	bad_key(fifo, "not a regular file");
+	bad_key("/nonexistent/key", "cannot be opened");
+	if (geteuid() == 0) {
+		assert_int_equal(chown(key_file("key", bytes, 32, 0600), 12345, 12345), 0);
+		bad_key(key_file("key", bytes, 32, 0600), "neither its user's nor root's");
+	}
+	unlink(other);
+	unlink(fifo);
+	unlink(key_file("key", "", 0, 0600));
+	rmdir(folder);
+}
+
 /* ---- the log ---- */
 
 static char path[] = "/tmp/rsock-test-log-XXXXXX";
@@ -271,6 +352,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(reasons),    cmocka_unit_test(good_values),
 		cmocka_unit_test(bad_values), cmocka_unit_test(levels),
 		cmocka_unit_test(to_a_file),  cmocka_unit_test(long_lines_are_cut),
+		cmocka_unit_test(key_files),
 	};
 
 	if (argc > 1 && strcmp(argv[1], "show") == 0) {

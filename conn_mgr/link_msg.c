@@ -231,13 +231,16 @@ static int take_hello(struct rs_link *l, int memfd)
 
 static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds)
 {
+	static const uint8_t none[RS_HELLO_PROOF_LEN];
 	const uint32_t need = RS_FEATURE_SHM | RS_FEATURE_RING;
+	/* Nobody has to prove a key here. */
+	bool first = !l->up && memcmp(m->proof, none, sizeof(none)) == 0;
 	int r = -EPERM;
 
-	if (!l->up && !m->features && l->initiator && m->slots > RS_REASON_STARTING &&
+	if (first && !m->features && l->initiator && m->slots > RS_REASON_STARTING &&
 	    m->slots < RS_REASON_COUNT)
 		rs_claim_link_refused(l, (enum rs_reason)m->slots, false);
-	else if (!l->up && nfds == 1 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
+	else if (first && nfds == 1 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
 		r = take_hello(l, fds[0]);
 	if (r == 0)
 		come_up(l, m);

@@ -40,13 +40,19 @@ struct listener {
 	bool accepted; /* something was accepted, or asked for: claims may come late */
 	struct rs_directory *directory;
 	void *rdma; /* set by the control thread: what listens on the RDMA port; NULL: nothing */
+	uint16_t rdma_port; /* of `rdma`: not yet this one's when the place was another's before */
 	uint32_t rdma_steps; /* attempts that failed since something was accepted last */
-	uint64_t rdma_at; /* ms: not before */
+	uint64_t rdma_tried, rdma_at; /* ms: when it was tried last; not before */
 };
 
 static bool in_use(const struct listener *l)
 {
 	return l->users || l->close_at;
+}
+
+static bool on_rdma(const struct listener *l)
+{
+	return l->rdma && l->rdma_port == l->port;
 }
 
 static struct rs_lock lock;
@@ -246,6 +252,7 @@ int rs_rendezvous_open(uint16_t port)
 			l->directory = NULL;
 			l->accepted = false;
 			l->rdma_steps = 0;
+			l->rdma_tried = 0;
 			l->rdma_at = 0;
 			set_fd(l, -1);
 		}
@@ -323,13 +330,15 @@ struct rs_directory *rs_rendezvous_accepted(uint16_t port, bool *holder)
 
 		if (!in_use(l) || l->port != port)
 			continue;
-		if (likely && !l->rdma && (!l->accepted || l->rdma_steps)) {
-			l->rdma_steps = 0; /* who held the RDMA port may be gone */
+		if (likely && !on_rdma(l) && (!l->accepted || l->rdma_steps)) {
+			/* Who held the RDMA port may be gone. */
+			l->rdma_steps = 0;
+			l->rdma_at = l->rdma_tried + RDMA_TAKEOVER_MS;
 			rs_control_due(l->rdma_at);
 		}
 		l->accepted = true;
 		d = l->directory;
-		*holder = l->fd >= 0 && (l->rdma || !likely);
+		*holder = l->fd >= 0 && (on_rdma(l) || !likely);
 	}
 	rs_unlock(&lock);
 	return d;
@@ -371,11 +380,12 @@ static void tend_rdma(struct listener *l, uint64_t now)
 	void *mine, *old = NULL;
 
 	rs_lock(&lock);
-	if (!in_use(l)) {
+	if (l->rdma && (!in_use(l) || !on_rdma(l))) {
 		old = l->rdma;
 		l->rdma = NULL;
-	} else if (l->accepted && !l->rdma && l->rdma_steps < RDMA_TAKEOVER_STEPS &&
-		   rs_rdma_likely()) {
+	}
+	if (in_use(l) && l->accepted && !l->rdma && l->rdma_steps < RDMA_TAKEOVER_STEPS &&
+	    rs_rdma_likely()) {
 		if (now >= l->rdma_at)
 			port = l->port;
 		else
@@ -390,8 +400,10 @@ static void tend_rdma(struct listener *l, uint64_t now)
 	rs_lock(&lock);
 	if (mine && in_use(l) && l->port == port) {
 		l->rdma = mine;
+		l->rdma_port = port;
 		mine = NULL;
 	} else if (!mine) {
+		l->rdma_tried = now;
 		l->rdma_at = now + ((uint64_t)RDMA_TAKEOVER_MS << l->rdma_steps++);
 		rs_control_due(l->rdma_at);
 	}
@@ -456,6 +468,7 @@ void rs_rendezvous_forget(void)
 		l->rdma = NULL;
 		l->accepted = false;
 		l->rdma_steps = 0;
+		l->rdma_tried = 0;
 		l->rdma_at = 0;
 		l->inherited = l->users != 0;
 		l->close_at = 0;

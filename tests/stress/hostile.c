@@ -31,6 +31,7 @@
 #define SLAB 2432749568
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define HELLO 1
+#define HELLO_LEN 52
 #define CLAIM 2
 #define CLAIM_OK 3
 #define CLAIM_NO 4
@@ -155,13 +156,13 @@ static int slab(uint64_t magic, off_t size, int seals, int flags)
 
 static size_t hello(uint8_t *m)
 {
-	message(m, HELLO, 36);
+	message(m, HELLO, HELLO_LEN);
 	m[8] = 5; /* SHM, RING */
 	m[29] = 1; /* 256 slots */
 	m[32] = 16;
 	m[33] = 20;
 	m[34] = 23;
-	return 36;
+	return HELLO_LEN;
 }
 
 /* A link that is up. */
@@ -246,7 +247,7 @@ static void lie_words(void)
 	uint8_t m[4096];
 	int sock, fd = slab(MAGIC, SLAB, SEALS, O_RDWR);
 
-	for (size_t len = 0; len < 36; len += 5) {
+	for (size_t len = 0; len < HELLO_LEN; len += 5) {
 		sock = dial();
 		hello(m);
 		say(sock, m, len, &fd, 1);
@@ -254,7 +255,7 @@ static void lie_words(void)
 	}
 	sock = dial();
 	hello(m);
-	say(sock, m, 37, &fd, 1);
+	say(sock, m, HELLO_LEN + 1, &fd, 1);
 	ends(sock, "a long HELLO");
 	sock = dial();
 	say(sock, m, 4096, NULL, 0);
@@ -266,7 +267,7 @@ static void lie_words(void)
 		say(sock, m, message(m, (uint8_t)type, 24), NULL, 0);
 		ends(sock, "something before HELLO");
 	}
-	for (int at = 0; at < 36; at++) {
+	for (int at = 0; at < HELLO_LEN; at++) {
 		if (at == 9 || at == 10 || at == 11 || (at >= 12 && at < 28))
 			continue; /* unknown features, the identity */
 		sock = dial();
@@ -274,7 +275,7 @@ static void lie_words(void)
 		m[at] = (uint8_t)(m[at] + 64);
 		if (at == 8)
 			m[at] = 1;
-		say(sock, m, 36, &fd, 1);
+		say(sock, m, HELLO_LEN, &fd, 1);
 		if (at >= 32 && at < 35)
 			close(sock); /* the slab's own word counts */
 		else

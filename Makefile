@@ -92,8 +92,11 @@ $(API_LIB): $(API_OBJ) rsock/librsock.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=rsock/librsock.map \
 		-Wl,-soname,librsock.so.0 -Wl,-z,nodelete -Wl,-z,defs -o $@ $(API_OBJ)
 
+NL_CFLAGS = $(shell pkg-config --cflags libnl-route-3.0)
+NL_LIBS = $(shell pkg-config --libs libnl-route-3.0)
+$(BUILD)/obj/rsock/rdma/%.o: RS_CFLAGS += $(NL_CFLAGS)
 $(RDMA_LIB): $(call obj,$(wildcard rsock/rdma/*.c))
-	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,-z,defs -o $@ $^ -lrdmacm -libverbs
+	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,-z,defs -o $@ $^ -lrdmacm -libverbs $(NL_LIBS)
 
 $(BUILD)/librsock.so: $(API_LIB)
 	$(Q)ln -sf $(<F) $@
@@ -121,7 +124,7 @@ $(BUILD)/$(1)/%: $(BUILD)/obj/$(1)/%.o $(call obj,$(wildcard $(1)/lib*.c)) $(2)
 	@mkdir -p $$(@D)
 	$$(call say,LD,$(1)/$$*)$$(CC) $$(RS_LDFLAGS) -o $$@ $$(filter %.o,$$^) $(3)
 endef
-$(eval $(call program-rule,tests/unit,$(API_OBJ),-lcmocka))
+$(eval $(call program-rule,tests/unit,$(API_OBJ) $(call obj,rsock/rdma/choose.c),-lcmocka))
 $(eval $(call program-rule,tests/stress,$(API_OBJ),-lm))
 $(eval $(call program-rule,tests/conformance,,))
 $(eval $(call program-rule,tests/apps,$(CORE_LIB),-Wl$(comma)--as-needed $(CORE_LIB) -lrdmacm -libverbs))

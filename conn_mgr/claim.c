@@ -420,7 +420,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 	struct rs_msg m = { .type = RS_MSG_CLAIM_OK, .id = ask->from };
 	uint8_t no = 0, reason = 0;
 	struct rs_conn *c;
-	int mine = -1;
+	int mine = -1, r;
 	bool plain;
 
 	if (l->shm.remote && !from_there(l, &ask->tuple)) {
@@ -440,9 +440,9 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 	} else if (!l->shm.remote && !handle_matches(&ask->tuple, false, handle)) {
 		no = RS_CLAIM_REFUSED;
 		reason = RS_REASON_NO_PROOF;
-	} else if (rs_link_slot_get(l, c) != 0) {
+	} else if ((r = rs_link_slot_get(l, c)) != 0) {
 		no = RS_CLAIM_REFUSED;
-		reason = l->shm.remote ? RS_REASON_MEMLOCK : RS_REASON_NO_MEMORY;
+		reason = (uint8_t)(l->shm.remote ? rs_rdma_reason(-r) : RS_REASON_NO_MEMORY);
 	} else if (!l->shm.remote) {
 		mine = rs_proof_handle(c->fd);
 		if (mine < 0) {
@@ -585,7 +585,7 @@ static void send_claim(struct rs_conn *c, struct rs_link *l, uint64_t now)
 		if (mine >= 0)
 			rs_sys1(SYS_close, mine);
 		give_up(c, r == -EMFILE	   ? RS_REASON_NO_FDS
-			   : l->shm.remote ? RS_REASON_MEMLOCK
+			   : l->shm.remote ? rs_rdma_reason(-r)
 					   : RS_REASON_NO_MEMORY);
 		return;
 	}
@@ -609,7 +609,6 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 	char name[RS_NAME_LEN];
 	struct rs_link *l;
 	bool known = false, over, late, remote;
-	enum rs_reason why = RS_REASON_NO_ROUTE;
 	int err = 0;
 
 	rs_lock(&c->lock);
@@ -644,9 +643,13 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 		memcpy(name, c->claim_name, sizeof(name));
 	else
 		rs_rendezvous_name(c->tuple.server_port, c->claim_index, name);
-	l = remote ? rs_rdma_link(&c->tuple, c->claim_port, &why) : rs_link_to(name, &err);
+	l = remote ? rs_rdma_link(&c->tuple, c->claim_port, &err) : rs_link_to(name, &err);
+	if (!l && remote && err == -EADDRNOTAVAIL) {
+		remote = false; /* another address of this host */
+		l = rs_link_to(name, &err);
+	}
 	if (!l && remote) {
-		give_up(c, why);
+		give_up(c, rs_rdma_reason(-err));
 		return;
 	}
 	if (!l) {

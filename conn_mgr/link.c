@@ -377,31 +377,10 @@ void rs_link_remote_up(struct rs_link *l)
 		rs_link_failed(l, ENOMEM);
 		return;
 	}
-	rs_log(RS_LOG_INFO, "connected on %s", r->ops->device(r->qp));
+	rs_log(RS_LOG_INFO, "connected: %s", r->ops->path(r->qp));
 	rs_link_hello(l);
 	rs_remote_event(r);
 	rs_link_look(l);
-}
-
-static enum rs_reason why_failed(int error)
-{
-	switch (error) {
-	case ECONNREFUSED:
-	case EPROTO:
-		return RS_REASON_PEER_PLAIN;
-	case EPROTONOSUPPORT:
-		return RS_REASON_VERSION;
-	case EKEYREJECTED:
-		return RS_REASON_KEY;
-	case ENOBUFS:
-		return RS_REASON_NO_MEMORY;
-	case ENODEV:
-		return RS_REASON_NO_DEVICE;
-	case ENOMEM:
-		return RS_REASON_MEMLOCK;
-	default:
-		return RS_REASON_NO_ROUTE;
-	}
 }
 
 void rs_link_failed(struct rs_link *l, int error)
@@ -409,11 +388,11 @@ void rs_link_failed(struct rs_link *l, int error)
 	if (!l->up && l->initiator) {
 		/* A server opens its RDMA port when it first accepts: perhaps just now. */
 		bool again = error == ECONNREFUSED || error == EAGAIN;
-		enum rs_reason why = why_failed(error);
+		enum rs_reason why = rs_rdma_reason(error);
 
 		rs_log(RS_LOG_INFO, "%s: %s (error %d)", l->name, rs_reason_word(why), error);
 		if (!again || !rs_claim_tries_again(l))
-			rs_rdma_refused(l, why);
+			rs_rdma_refused(l, error);
 		rs_claim_link_refused(l, why, again);
 	}
 	rs_link_kill(l, rs_now_ms());
@@ -489,6 +468,11 @@ void rs_links_inherit(void)
 		for (uint32_t s = 0; s < l->shm.npeer; s++)
 			rs_shm_inherit(l->shm.peer[s]);
 	}
+}
+
+void rs_links_unlinked(enum rs_reason why)
+{
+	rs_links_why = why;
 }
 
 enum rs_reason rs_links_why_none(void)

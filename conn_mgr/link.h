@@ -172,6 +172,8 @@ bool rs_links_idle(void);
 bool rs_links_close(void);
 /* Why connections that nobody claims stay on TCP: no peer came, or none could be linked to. */
 enum rs_reason rs_links_why_none(void);
+/* A peer came that could not be linked to. */
+void rs_links_unlinked(enum rs_reason why);
 /* The rings go with a fork that follows: the child is to hand over what is in them. */
 void rs_links_inherit(void);
 /* In a forked child: closes all. */

@@ -37,14 +37,16 @@ static void *own; /* a listener for redirects */
 static uint16_t own_port;
 static uint8_t secret[RS_KEY_LEN]; /* makes our identities, never said */
 static bool have_secret;
+static bool denied; /* there is one, but not for us */
+static bool usable; /* the library sees a device */
 
 /* ---- hosts where nobody answers ---- */
 
 struct plain {
-	uint8_t ip[16];
+	uint8_t family, ip[16];
 	uint16_t port;
 	uint8_t step;
-	uint8_t why; /* enum rs_reason */
+	int why; /* errno */
 	uint64_t until; /* ms */
 };
 
@@ -59,14 +61,14 @@ static struct plain *entry(const uint8_t ip[16], uint16_t port)
 	return &plain[(h ^ h >> 15) % PLAIN_ENTRIES];
 }
 
-/* RS_REASON_NONE: nothing is known against it. */
-static enum rs_reason known_plain(const uint8_t ip[16], uint16_t port)
+/* Why not to try (errno); 0: nothing is known against it. */
+static int known_plain(const uint8_t ip[16], uint16_t port)
 {
 	struct plain *p = entry(ip, port);
 
 	if (p->until && p->port == port && memcmp(p->ip, ip, 16) == 0 && rs_now_ms() < p->until)
 		return p->why;
-	return RS_REASON_NONE;
+	return 0;
 }
 
 static void forget_plain(const uint8_t ip[16], uint16_t port)
@@ -77,39 +79,115 @@ static void forget_plain(const uint8_t ip[16], uint16_t port)
 		p->until = 0;
 }
 
-static void remember_plain(const uint8_t ip[16], uint16_t port, enum rs_reason why)
+/* Whatever else the family of the peer's address: a prefix of one family says nothing of the other. */
+static bool covers(const struct rs_rdma_prefix *x, uint8_t family, const uint8_t ip[16])
+{
+	if (!x->bits)
+		return true;
+	if (x->family != family)
+		return false;
+	for (unsigned int i = 0; i < x->bits && i < 128; i++)
+		if ((x->ip[i / 8] ^ ip[i / 8]) >> (7 - i % 8) & 1)
+			return false;
+	return true;
+}
+
+/* They may be reached in another way now. */
+static void forget_all_plain(const struct rs_rdma_prefix *x)
+{
+	for (size_t i = 0; i < PLAIN_ENTRIES; i++)
+		if (covers(x, plain[i].family, plain[i].ip))
+			plain[i].until = 0;
+}
+
+static void remember_plain(uint8_t family, const uint8_t ip[16], uint16_t port, int why)
 {
 	struct plain *p = entry(ip, port);
 	uint64_t now = rs_now_ms(), ms;
 
-	if (p->port != port || memcmp(p->ip, ip, 16) != 0 || now > p->until + PLAIN_MAX_MS)
+	if (!p->until || p->port != port || memcmp(p->ip, ip, 16) != 0 ||
+	    now > p->until + PLAIN_MAX_MS)
 		*p = (struct plain){ .port = port };
 	else if (p->step < 16)
 		p->step++;
 	memcpy(p->ip, ip, 16);
+	p->family = family;
+	p->why = why;
 	ms = (uint64_t)PLAIN_MIN_MS << p->step;
 	p->until = now + (ms < PLAIN_MAX_MS ? ms : PLAIN_MAX_MS);
-	p->why = (uint8_t)why;
 }
 
 /* ---- the library ---- */
 
+static bool look_again(uint64_t now)
+{
+	uint64_t at = __atomic_load_n(&look_at, __ATOMIC_RELAXED);
+
+	return now >= at && __atomic_compare_exchange_n(&look_at, &at, now + LOOK_AGAIN_MS, false,
+							__ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
 bool rs_rdma_likely(void)
 {
-	uint64_t now;
+	long r;
 
 	if (rs_config.key == RS_KEY_BAD)
 		return false;
-	if (__atomic_load_n(&state, __ATOMIC_RELAXED) != UNKNOWN)
-		return state == LOADED;
-	now = rs_now_ms();
-	if (now >= __atomic_load_n(&look_at, __ATOMIC_RELAXED)) {
-		__atomic_store_n(&likely,
-				 rs_sys3(SYS_faccessat, AT_FDCWD, DEVICE, R_OK | W_OK) == 0,
-				 __ATOMIC_RELAXED);
-		__atomic_store_n(&look_at, now + LOOK_AGAIN_MS, __ATOMIC_RELAXED);
+	switch (__atomic_load_n(&state, __ATOMIC_RELAXED)) {
+	case LOADED:
+		/* Once in a while a connection has the control thread look, should the kernel tell nothing. */
+		return __atomic_load_n(&usable, __ATOMIC_RELAXED) || look_again(rs_now_ms());
+	case UNUSABLE:
+		return false;
+	case UNKNOWN:
+		break;
+	}
+	if (look_again(rs_now_ms())) {
+		r = rs_sys3(SYS_faccessat, AT_FDCWD, DEVICE, R_OK | W_OK);
+		if (r == -EACCES && !__atomic_exchange_n(&denied, true, __ATOMIC_RELAXED))
+			rs_log(RS_LOG_INFO,
+			       "no RDMA: no permission for " DEVICE
+			       "; this user needs read and write permission for it and for "
+			       "/dev/infiniband/uverbs*");
+		__atomic_store_n(&denied, r == -EACCES, __ATOMIC_RELAXED);
+		__atomic_store_n(&likely, r == 0, __ATOMIC_RELAXED);
 	}
 	return __atomic_load_n(&likely, __ATOMIC_RELAXED);
+}
+
+enum rs_reason rs_rdma_why_not(void)
+{
+	if (rs_config.key == RS_KEY_BAD)
+		return RS_REASON_KEY;
+	return __atomic_load_n(&denied, __ATOMIC_RELAXED) ? RS_REASON_NO_PERMISSION
+							  : RS_REASON_NO_DEVICE;
+}
+
+enum rs_reason rs_rdma_reason(int error)
+{
+	switch (error) {
+	case ECONNREFUSED:
+	case EPROTO:
+		return RS_REASON_PEER_PLAIN;
+	case EPROTONOSUPPORT:
+		return RS_REASON_VERSION;
+	case EKEYREJECTED:
+		return RS_REASON_KEY;
+	case ENODEV:
+		return RS_REASON_NO_DEVICE;
+	case ENOMEM:
+		return RS_REASON_MEMLOCK;
+	case ENOBUFS:
+		return RS_REASON_NO_MEMORY;
+	case ENOSPC:
+		return RS_REASON_RDMA_LIMIT;
+	case EMFILE:
+		return RS_REASON_NO_FDS;
+	case EACCES:
+		return RS_REASON_NO_PERMISSION;
+	default:
+		return RS_REASON_NO_ROUTE;
+	}
 }
 
 static void cm_event(struct rs_source *s, uint32_t events);
@@ -143,10 +221,24 @@ void rs_rdma_exit(void)
 		rs_control_exit();
 }
 
+static void log_line(const char *text)
+{
+	rs_log(RS_LOG_INFO, "%s", text);
+}
+
+static void look_at_devices(void)
+{
+	bool now = ops->usable();
+
+	if (now != usable)
+		rs_log(RS_LOG_INFO, "RDMA: %s", now ? "there is a device" : "no device");
+	__atomic_store_n(&usable, now, __ATOMIC_RELAXED);
+}
+
 /* 0 or -errno. */
 static int open_library(void)
 {
-	const struct rs_rdma_host host = { hide, rs_fd_close };
+	const struct rs_rdma_host host = { hide, rs_fd_close, log_line };
 	void *h = load_library();
 	int fd, r;
 
@@ -165,7 +257,9 @@ static int open_library(void)
 		r = rs_control_watch(fd, EPOLLIN, &cm_source);
 	}
 	if (r != 0)
-		rs_log(RS_LOG_INFO, "no RDMA: %s", r == -ENODEV ? "no device" : "cannot open");
+		rs_log(RS_LOG_INFO, "no RDMA: error %d", -r);
+	else
+		look_at_devices();
 	return r;
 }
 
@@ -174,8 +268,11 @@ static int load(void)
 {
 	int r;
 
-	if (state == LOADED)
+	if (state == LOADED) {
+		if (!usable)
+			look_at_devices();
 		return 0;
+	}
 	if (state == UNUSABLE || !rs_rdma_likely())
 		return -ENODEV;
 	r = open_library();
@@ -274,7 +371,7 @@ static bool leads_to(const struct rs_link *l, const struct rs_tuple *t, uint16_t
 	return false;
 }
 
-struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, enum rs_reason *why)
+struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, int *err)
 {
 	struct rs_greet g = greeting();
 	uint8_t bytes[RS_GREET_REQUEST_LEN];
@@ -288,13 +385,12 @@ struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, enum rs_re
 	for (l = rs_links; l; l = l->next)
 		if (!l->dead && leads_to(l, t, port))
 			return l;
-	*why = known_plain(t->server_ip, port);
-	if (*why != RS_REASON_NONE)
+	*err = -known_plain(t->server_ip, port);
+	if (*err != 0)
 		return NULL;
-	if (load() != 0) {
-		*why = RS_REASON_NO_DEVICE;
+	*err = load();
+	if (*err != 0)
 		return NULL;
-	}
 	/* From the TCP connection's own address: the route, and what the peer checks, are the same. */
 	socket_address(t->family, t->client_ip, 0, &from);
 	socket_address(t->family, t->server_ip, port, &to);
@@ -304,15 +400,13 @@ struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, enum rs_re
 	qp = ops->connect((struct sockaddr *)&from, (struct sockaddr *)&to, bytes, sizeof(bytes),
 			  &e);
 	if (!qp) {
-		*why = e == ENODEV || e == EADDRNOTAVAIL ? RS_REASON_NO_DEVICE
-		       : e == ENOMEM			 ? RS_REASON_NO_MEMORY
-							 : RS_REASON_NO_ROUTE;
+		*err = -e;
 		return NULL;
 	}
 	l = rs_link_new_remote(ops, qp, t, port);
 	if (!l) {
 		ops->drop(qp);
-		*why = RS_REASON_NO_MEMORY;
+		*err = -ENOBUFS;
 		return NULL;
 	}
 	memcpy(l->identity, rs_process_id(), sizeof(l->identity));
@@ -321,9 +415,9 @@ struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, enum rs_re
 	return l;
 }
 
-void rs_rdma_refused(const struct rs_link *l, enum rs_reason why)
+void rs_rdma_refused(const struct rs_link *l, int error)
 {
-	remember_plain(l->ends.server_ip, l->port[0], why);
+	remember_plain(l->ends.family, l->ends.server_ip, l->port[0], error);
 }
 
 void rs_rdma_moved(struct rs_link *l)
@@ -486,10 +580,12 @@ static void requested(struct rs_rdma_event *ev)
 	rs_greet_reply(&mine, key(), ev->data, reply);
 	r = ops->accept(ev->qp, reply, sizeof(reply));
 	if (r != 0) {
+		rs_links_unlinked(rs_rdma_reason(-r));
 		/* Locked memory beyond the limit is ENOMEM too, and far more likely than none left. */
 		reject(ev->qp, r == -ENOMEM ? RS_GREET_MEMLOCK : RS_GREET_NO_ROOM);
 		return;
 	}
+	rs_log(RS_LOG_INFO, "a peer connects: %s", ops->path(ev->qp));
 	l = rs_link_new_remote(ops, ev->qp, &g.tuple, 0);
 	if (!l) {
 		ops->drop(ev->qp);
@@ -499,6 +595,15 @@ static void requested(struct rs_rdma_event *ev)
 	memcpy(l->expect, g.process, sizeof(g.process));
 	rs_greet_session(key(), ev->data, reply, l->proof);
 	ops->set_user(ev->qp, l);
+}
+
+static void changed(const struct rs_rdma_event *ev)
+{
+	forget_all_plain(&ev->prefix);
+	if (!ev->devices)
+		return;
+	look_at_devices();
+	rs_rendezvous_rdma_again();
 }
 
 static void cm_event(struct rs_source *s, uint32_t events)
@@ -513,7 +618,9 @@ static void cm_event(struct rs_source *s, uint32_t events)
 			requested(&ev);
 			continue;
 		}
-		if (ev.what == RS_RDMA_NOTHING)
+		if (ev.what == RS_RDMA_CHANGED)
+			changed(&ev);
+		if (ev.what != RS_RDMA_UP && ev.what != RS_RDMA_DOWN)
 			continue;
 		l = ops->user(ev.qp);
 		if (!l || l->dead)
@@ -535,4 +642,5 @@ void rs_rdma_forget(void)
 	own = NULL;
 	own_port = 0;
 	have_secret = false;
+	usable = false;
 }

@@ -26,6 +26,10 @@ struct rs_link;
 
 /* Whether this host seems to have an RDMA device that this process could use. Thread-safe, cheap. */
 bool rs_rdma_likely(void);
+/* Why it is not likely. Thread-safe. */
+enum rs_reason rs_rdma_why_not(void);
+/* What an error (an errno of rsock/rdma.h) is called. Thread-safe. */
+enum rs_reason rs_rdma_reason(int error);
 /* Listens on an RDMA port; NULL: cannot. */
 void *rs_rdma_listen(uint16_t port);
 void rs_rdma_unlisten(void *listener);
@@ -33,11 +37,11 @@ void rs_rdma_unlisten(void *listener);
 uint16_t rs_rdma_own_port(void);
 /*
  * The link to the process at the server's address that has the RDMA port (0: the number of the TCP
- * port), perhaps not up yet. NULL: there will be none, and why.
+ * port), perhaps not up yet. NULL: there will be none, -errno in *err as rsock/rdma.h has them.
  */
-struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, enum rs_reason *why);
-/* A link that was still being set up is given up, for a reason that holds for a while. */
-void rs_rdma_refused(const struct rs_link *l, enum rs_reason why);
+struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, int *err);
+/* A link that was still being set up is given up, for a reason (errno) that holds for a while. */
+void rs_rdma_refused(const struct rs_link *l, int error);
 /* The process of that link has no listener any more on a port that has led there. */
 void rs_rdma_moved(struct rs_link *l);
 /* Before the process ends: what is in staging goes to TCP. */

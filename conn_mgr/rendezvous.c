@@ -412,6 +412,15 @@ static void tend_rdma(struct listener *l, uint64_t now)
 		rs_rdma_unlisten(mine);
 }
 
+void rs_rendezvous_rdma_again(void)
+{
+	rs_lock(&lock);
+	for (size_t i = 0; i < PORTS; i++)
+		listeners[i].rdma_tried = listeners[i].rdma != NULL;
+	rs_unlock(&lock);
+	rs_control_due(0);
+}
+
 void rs_rendezvous_timer(uint64_t now)
 {
 	accept_again(now);

@@ -51,6 +51,8 @@ bool rs_rendezvous_known_plain(uint16_t port);
 /* For the control thread: take over names whose holder died. */
 void rs_rendezvous_timer(uint64_t now);
 bool rs_rendezvous_idle(void);
+/* There are other RDMA devices than before: ports that could not listen there try again. */
+void rs_rendezvous_rdma_again(void);
 void rs_rendezvous_forget(void);
 
 #endif

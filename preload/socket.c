@@ -426,7 +426,7 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 
 	if (!local) {
 		if (!rs_rdma_likely()) {
-			plain(c, rs_config.key == RS_KEY_BAD ? RS_REASON_KEY : RS_REASON_NO_DEVICE);
+			plain(c, rs_rdma_why_not());
 			return;
 		}
 	} else if (rs_rendezvous_known_plain(port)) {

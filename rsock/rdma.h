@@ -8,7 +8,17 @@
  *
  * A queue pair (reliable connected) carries messages (RS_MSG_MAX bytes at most) and RDMA writes in
  * one order. CM calls and events are for one thread (the control thread). post_*, poll and arm of
- * one queue pair need a lock of the caller. Errors are returned as -errno.
+ * one queue pair need a lock of the caller.
+ *
+ * Errors are returned as -errno. Those that stand for something of this host:
+ *   ENODEV         no RDMA port serves the route, or there is no device at all
+ *   EADDRNOTAVAIL  the address is one of this host
+ *   ENOMEM         RLIMIT_MEMLOCK is too small
+ *   ENOBUFS        other memory cannot be had
+ *   ENOSPC         the device, or a control group, has no more queue pairs, memory regions ...
+ *   EMFILE         no descriptors are left
+ *   EACCES         no permission for the device
+ * The last five are told to host.log() with what to change, each once until devices come or go.
  */
 #ifndef RSOCK_RDMA_H
 #define RSOCK_RDMA_H
@@ -29,6 +39,7 @@ struct rs_rdma_host {
 	int (*hide)(
 		int fd); /* to where the program does not look; the new number; again: the same */
 	void (*close)(int fd); /* what was hidden */
+	void (*log)(const char *text); /* one line for people, at info level; any thread */
 };
 
 /* Registered memory; `mr` is the object's own. */
@@ -43,7 +54,15 @@ enum rs_rdma_what {
 	RS_RDMA_REQUEST, /* somebody connects: accept() or drop() */
 	RS_RDMA_UP,
 	RS_RDMA_DOWN, /* could not be connected (`error`), or is not connected any more */
+	RS_RDMA_CHANGED, /* routes, addresses, netdevs or devices: what was learnt may be wrong */
 	RS_RDMA_NOTHING, /* look for the next one */
+};
+
+/* Addresses that begin with the first `bits` bits of `ip`. */
+struct rs_rdma_prefix {
+	uint8_t family; /* 4 or 6 */
+	uint8_t bits; /* 0: all addresses, of both families */
+	uint8_t ip[16];
 };
 
 struct rs_rdma_event {
@@ -51,6 +70,8 @@ struct rs_rdma_event {
 	struct rs_qp *qp;
 	/* DOWN: ECONNREFUSED (nobody listens), ECONNABORTED (rejected by who does), ENODEV ... */
 	int error;
+	struct rs_rdma_prefix prefix; /* CHANGED: only what concerns these */
+	bool devices; /* CHANGED: devices have come or gone: ask usable(), listen() again */
 	struct sockaddr_storage local, peer; /* REQUEST */
 	/* Private data: of the REQUEST; UP: of the reply to ours; DOWN: of the reject. May be padded. */
 	uint8_t data[RS_RDMA_ANSWER_MAX];
@@ -78,14 +99,25 @@ struct rs_rdma_ops {
 
 	/* ---- connection management ---- */
 
-	/* Once. `*fd`: readable when next_event() has something. -ENODEV: no device. */
+	/*
+	 * Once. `*fd`: readable when next_event() has something. Devices need not be there: CHANGED tells
+	 * of their coming.
+	 */
 	int (*open)(const struct rs_rdma_host *host, int *fd);
+	/* Whether there is any RDMA device. */
+	bool (*usable)(void);
 	/* 1: an event; 0: none. */
 	int (*next_event)(struct rs_rdma_event *ev);
-	/* Listens on an RDMA port of all addresses (0: any, which it is then told); *l for unlisten(). */
+	/*
+	 * Listens on an RDMA port of all addresses (0: any, which it is then told), and of all devices that
+	 * come and go; *l for unlisten(). -ENODEV: needs a first device.
+	 */
 	int (*listen)(uint16_t *port, void **l);
 	void (*unlisten)(void *l);
-	/* Begins to connect; UP or DOWN follows. NULL: not even that (*error). */
+	/*
+	 * Begins to connect; UP or DOWN follows. NULL: not even that (*error). The RDMA CM is not asked when
+	 * the kernel's route to `to` does not leave through an active RDMA port.
+	 */
 	struct rs_qp *(*connect)(const struct sockaddr *from, const struct sockaddr *to,
 				 const void *hello, size_t len, int *error);
 	/* `data`: private data of the reply. 0: UP follows; else reject() or drop(). */
@@ -99,7 +131,7 @@ struct rs_rdma_ops {
 
 	/* ---- data, from UP (or accept()) on ---- */
 
-	/* Memory that the peer may write when `remote`. 0; -ENOMEM: also RLIMIT_MEMLOCK. */
+	/* Memory that the peer may write when `remote`. 0 or -errno. */
 	int (*map)(struct rs_qp *qp, struct rs_rdma_mem *m, bool remote);
 	void (*unmap)(struct rs_rdma_mem *m);
 	/* -EAGAIN: the send queue is full, ROOM will come. */
@@ -116,6 +148,8 @@ struct rs_rdma_ops {
 	int (*arm)(struct rs_qp *qp);
 	/* "mlx5_0", for people. */
 	const char *(*device)(struct rs_qp *qp);
+	/* "rxe0 port 1 gid 1 mtu 4096 by vec0 (RoCE)", for people. From UP (or accept()) on. */
+	const char *(*path)(struct rs_qp *qp);
 	/* In a forked child: closes what it has inherited. Nothing else may be called any more. */
 	void (*forget)(void);
 };

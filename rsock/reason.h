@@ -36,7 +36,9 @@
 	X(PARKED, "parked", "idle; re-enters on traffic")                              \
 	X(VERSION, "version", "the peer speaks another version of the protocol")       \
 	X(PROTOCOL, "protocol", "the peer broke the protocol")                         \
-	X(KEY, "key", "the cluster key is missing, unreadable or not the peer's")
+	X(KEY, "key", "the cluster key is missing, unreadable or not the peer's")      \
+	X(NO_PERMISSION, "no-permission", "no permission for the RDMA device")         \
+	X(RDMA_LIMIT, "rdma-limit", "a limit of the RDMA device or a control group is reached")
 
 enum rs_reason {
 #define X(sym, word, text) RS_REASON_##sym,

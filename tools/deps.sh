@@ -8,7 +8,7 @@ set -eu
 
 # The lists below are words, split where they are used.
 
-build='gcc libc6-dev make git libibverbs-dev librdmacm-dev'
+build='gcc libc6-dev make git pkg-config libibverbs-dev librdmacm-dev libnl-route-3-dev'
 tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iproute2 strace jq curl'
 programs='redis-server redis-tools iperf3 nginx wrk gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux'

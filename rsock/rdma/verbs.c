@@ -7,18 +7,25 @@
 #include <infiniband/verbs.h>
 #include <netinet/in.h>
 #include <rdma/rdma_cma.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 
 #include "rsock/rdma.h"
+#include "rsock/rdma/advice.h"
+#include "rsock/rdma/device.h"
+#include "rsock/rdma/opened.h"
+#include "rsock/rdma/path.h"
+#include "rsock/rdma/watch.h"
+#include "rsock/sys.h"
 #include "rsock/wire.h"
 
 #define SEND_DEPTH 256u
 #define RECV_DEPTH 512u
 #define SIGNAL_EVERY 32u
 #define INLINE_MAX 64u
-#define DEVICES 16
 #define RESOLVE_MS 1000
 /*
  * 4.096 us * 2^14 = 67 ms until the first retry, six of them: a dead path is known in half a second
@@ -44,12 +51,20 @@ struct rs_qp {
 	bool full; /* somebody was told EAGAIN */
 	uint8_t hello[RS_RDMA_HELLO_MAX];
 	size_t hello_len;
+	struct rs_opened *device; /* that the id is bound to; NULL: none yet */
+	int failed; /* errno: DOWN is to be told; 0: no */
+	bool told; /* DOWN was */
+	struct rs_path path;
+	char text[192]; /* of it */
 };
 
 static struct rs_rdma_host host;
-static struct rdma_event_channel *events;
-static struct ibv_context *devices[DEVICES];
-static struct rs_qp *qps; /* those with a completion channel */
+static struct rdma_event_channel *events; /* NULL until there is a device */
+static struct rs_qp *qps;
+static int sources = -1; /* an epoll of all that next_event() reads */
+static bool some_failed; /* a queue pair of the list has */
+
+enum { FROM_WATCH = 1, FROM_CM }; /* epoll words; others are opened.h's */
 
 /* ---- opening ---- */
 
@@ -58,25 +73,61 @@ static void nonblocking(int fd)
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 }
 
+static int watch(int fd, uint64_t word)
+{
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = word };
+
+	return (int)rs_sys4(SYS_epoll_ctl, sources, EPOLL_CTL_ADD, fd, &ev);
+}
+
 static int rs_open(const struct rs_rdma_host *h, int *fd)
 {
-	struct ibv_device **list;
-	int n = 0;
+	int news[2], r;
 
 	host = *h;
-	list = ibv_get_device_list(&n);
-	if (list)
-		ibv_free_device_list(list);
-	if (!list || n == 0)
-		return -ENODEV;
+	sources = (int)rs_sys1(SYS_epoll_create1, EPOLL_CLOEXEC);
+	if (sources < 0)
+		return sources;
+	sources = host.hide(sources);
+	r = rs_watch_open(&host, news);
+	if (r == 0)
+		r = watch(news[0], FROM_WATCH);
+	if (r == 0 && news[1] >= 0)
+		r = watch(news[1], FROM_WATCH);
+	if (r != 0) {
+		rs_watch_forget(&host);
+		host.close(sources);
+		return r;
+	}
+	rs_opened_init(&host, sources);
 	ibv_fork_init(); /* fails only when something is registered already: not by us */
+	*fd = sources;
+	return 0;
+}
+
+static bool rs_usable(void)
+{
+	if (!rs_devices()->nports)
+		rs_devices_forget();
+	return rs_devices()->nports || rs_devices()->denied;
+}
+
+/* librdmacm has no event channel without a device. 0 or -errno. */
+static int need_events(void)
+{
+	if (events)
+		return 0;
+	if (!rs_usable())
+		return -ENODEV;
+	errno = 0;
 	events = rdma_create_event_channel();
 	if (!events)
-		return -errno;
+		return errno == ENODEV ? -ENODEV
+				       : rs_advice(&host, "opening /dev/infiniband/rdma_cm", 0,
+						   errno ? errno : EACCES);
 	events->fd = host.hide(events->fd);
 	nonblocking(events->fd);
-	*fd = events->fd;
-	return 0;
+	return watch(events->fd, FROM_CM);
 }
 
 /* ---- queue pairs ---- */
@@ -103,12 +154,8 @@ static void unmake(struct rs_qp *qp)
 		ibv_dereg_mr(qp->mr);
 	if (qp->cq)
 		ibv_destroy_cq(qp->cq);
-	if (qp->channel) {
-		*qp->prev = qp->next;
-		if (qp->next)
-			qp->next->prev = qp->prev;
+	if (qp->channel)
 		ibv_destroy_comp_channel(qp->channel);
-	}
 	if (qp->bytes)
 		munmap(qp->bytes, BYTES);
 	qp->mr = NULL;
@@ -117,26 +164,69 @@ static void unmake(struct rs_qp *qp)
 	qp->bytes = NULL;
 }
 
-/*
- * libibverbs opens two descriptors per device, which it shares between all ids. The numbers are in
- * public fields that it reads at each use (verbs.h, struct ibv_context), so they can be moved. Once
- * for each device: what host.hide() has moved it gives back as it is.
- */
-static void hide_device(struct ibv_context *verbs)
+static void enlist(struct rs_qp *qp)
 {
-	for (int i = 0; i < DEVICES && devices[i] != verbs; i++)
-		if (!devices[i]) {
-			devices[i] = verbs;
-			break;
-		}
-	verbs->cmd_fd = host.hide(verbs->cmd_fd);
-	verbs->async_fd = host.hide(verbs->async_fd);
+	qp->next = qps;
+	qp->prev = &qps;
+	if (qps)
+		qps->prev = &qp->next;
+	qps = qp;
+}
+
+static void unlist(struct rs_qp *qp)
+{
+	*qp->prev = qp->next;
+	if (qp->next)
+		qp->next->prev = qp->prev;
+}
+
+/* The id is bound to a device now. 0 or -errno. */
+static int bound(struct rs_qp *qp)
+{
+	if (qp->device)
+		return 0;
+	if (!qp->id->verbs)
+		return -ENODEV;
+	qp->device = rs_opened_use(qp->id->verbs);
+	return qp->device ? 0 : -ENOBUFS;
+}
+
+/*
+ * What the CM has picked must be what the route asks for, or serve the route as well: two devices may be
+ * behind one netdev. The path is that of the CM from here on.
+ */
+static int confirm(struct rs_qp *qp)
+{
+	const char *device = ibv_get_device_name(qp->id->verbs->device);
+	const union ibv_gid *gid = &qp->id->route.addr.addr.ibaddr.sgid;
+	struct rs_path p = qp->path;
+	int r = 0;
+
+	if (strcmp(p.device, device) != 0 || p.port != qp->id->port_num)
+		r = rs_path_find(&host, rdma_get_local_addr(qp->id), rdma_get_peer_addr(qp->id),
+				 device, qp->id->port_num, &p);
+	/* librdmacm knows the GID only of kernels that tell it. */
+	if (r == 0 && p.kind == RS_PORT_ROCE &&
+	    (gid->global.subnet_prefix || gid->global.interface_id) &&
+	    memcmp(gid->raw, p.gid, 16) != 0)
+		r = -ENODEV;
+	if (r != 0) {
+		snprintf(qp->text, sizeof(qp->text),
+			 "the RDMA CM takes %s port %u, which does not serve the route", device,
+			 qp->id->port_num);
+		host.log(qp->text);
+		return r;
+	}
+	qp->path = p;
+	rs_path_text(&p, qp->text, sizeof(qp->text));
+	return 0;
 }
 
 /* Everything that needs the device; the id is bound to one by now. */
 static int make(struct rs_qp *qp)
 {
 	struct ibv_qp_init_attr attr = {
+		.qp_context = qp,
 		.qp_type = IBV_QPT_RC,
 		.cap = { .max_send_wr = SEND_DEPTH,
 			 .max_recv_wr = RECV_DEPTH,
@@ -145,20 +235,20 @@ static int make(struct rs_qp *qp)
 			 .max_inline_data = INLINE_MAX },
 	};
 	uint8_t timeout = ACK_TIMEOUT;
+	const char *doing = "creating a completion queue";
+	size_t size = 0;
 	void *p;
+	int r = bound(qp);
 
-	hide_device(qp->id->verbs);
+	if (r != 0)
+		return r;
+	errno = 0;
 	qp->channel = ibv_create_comp_channel(qp->id->verbs);
 	if (!qp->channel)
 		goto fail;
-	qp->next = qps;
-	qp->prev = &qps;
-	if (qps)
-		qps->prev = &qp->next;
-	qps = qp;
 	qp->channel->fd = host.hide(qp->channel->fd);
 	nonblocking(qp->channel->fd);
-	qp->cq = ibv_create_cq(qp->id->verbs, SEND_DEPTH + RECV_DEPTH, NULL, qp->channel, 0);
+	qp->cq = ibv_create_cq(qp->id->verbs, SEND_DEPTH + RECV_DEPTH, qp, qp->channel, 0);
 	if (!qp->cq)
 		goto fail;
 	/* Shared: what a device knows by its physical address must not move when we fork. */
@@ -168,25 +258,28 @@ static int make(struct rs_qp *qp)
 	qp->bytes = p;
 	attr.send_cq = qp->cq;
 	attr.recv_cq = qp->cq;
+	doing = "creating a queue pair";
 	rdma_set_option(qp->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
 			sizeof(timeout));
 	if (rdma_create_qp(qp->id, NULL, &attr) != 0)
 		goto fail;
+	doing = "registering memory";
+	size = BYTES;
 	qp->mr = ibv_reg_mr(qp->id->pd, qp->bytes, BYTES, IBV_ACCESS_LOCAL_WRITE);
 	if (!qp->mr)
 		goto fail;
+	doing = "setting up a queue pair";
+	size = 0;
 	for (uint64_t i = 0; i < RECV_DEPTH; i++)
 		if (post_recv(qp, i) != 0)
 			goto fail;
 	if (ibv_req_notify_cq(qp->cq, 0) != 0)
 		goto fail;
 	return 0;
-fail : {
-	int e = errno ? errno : EIO;
-
+fail:
+	r = rs_advice(&host, doing, size, errno ? errno : EIO);
 	unmake(qp);
-	return -e;
-}
+	return r;
 }
 
 static struct rdma_conn_param parameters(struct rs_qp *qp)
@@ -199,28 +292,48 @@ static struct rdma_conn_param parameters(struct rs_qp *qp)
 	};
 }
 
+static size_t address_len(const struct sockaddr *sa)
+{
+	return sa->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+}
+
 static struct rs_qp *rs_connect(const struct sockaddr *from, const struct sockaddr *to,
 				const void *hello, size_t len, int *error)
 {
 	struct rs_qp *qp = calloc(1, sizeof(*qp));
+	struct sockaddr_storage here, there;
+	int r = -ENOBUFS;
 
-	*error = ENOMEM;
 	if (!qp || len > sizeof(qp->hello))
+		goto fail;
+	memset(&here, 0, sizeof(here));
+	memset(&there, 0, sizeof(there));
+	memcpy(&here, from, address_len(from));
+	memcpy(&there, to, address_len(to));
+	rs_path_scope((struct sockaddr *)&here, (struct sockaddr *)&there);
+	r = rs_path_find(&host, (struct sockaddr *)&here, (struct sockaddr *)&there, NULL, 0,
+			 &qp->path);
+	if (r == 0)
+		r = need_events();
+	if (r != 0)
 		goto fail;
 	memcpy(qp->hello, hello, len);
 	qp->hello_len = len;
-	if (rdma_create_id(events, &qp->id, qp, RDMA_PS_TCP) != 0) {
-		*error = errno;
+	r = -1;
+	if (rdma_create_id(events, &qp->id, qp, RDMA_PS_TCP) != 0)
 		goto fail;
-	}
-	if (rdma_resolve_addr(qp->id, (struct sockaddr *)(uintptr_t)from,
-			      (struct sockaddr *)(uintptr_t)to, RESOLVE_MS) != 0) {
-		*error = errno;
+	if (rdma_resolve_addr(qp->id, (struct sockaddr *)&here, (struct sockaddr *)&there,
+			      RESOLVE_MS) != 0) {
+		int e = errno;
+
 		rdma_destroy_id(qp->id);
+		errno = e;
 		goto fail;
 	}
+	enlist(qp);
 	return qp;
 fail:
+	*error = r == -1 ? errno : -r;
 	free(qp);
 	return NULL;
 }
@@ -237,6 +350,13 @@ static int rs_accept(struct rs_qp *qp, const void *data, size_t len)
 	memcpy(qp->hello, data, len);
 	qp->hello_len = len;
 	param = parameters(qp);
+	if (rs_path_find(&host, rdma_get_local_addr(qp->id), rdma_get_peer_addr(qp->id),
+			 ibv_get_device_name(qp->id->verbs->device), qp->id->port_num,
+			 &qp->path) == 0)
+		rs_path_text(&qp->path, qp->text, sizeof(qp->text));
+	else /* the peer's route is another than ours back */
+		snprintf(qp->text, sizeof(qp->text), "%s port %u",
+			 ibv_get_device_name(qp->id->verbs->device), qp->id->port_num);
 	return rdma_accept(qp->id, &param) == 0 ? 0 : -errno;
 }
 
@@ -253,6 +373,9 @@ static void rs_drop(struct rs_qp *qp)
 	if (qp->cq)
 		rdma_disconnect(qp->id);
 	unmake(qp);
+	unlist(qp);
+	if (qp->device)
+		rs_opened_unuse(qp->device);
 	rdma_destroy_id(qp->id);
 	free(qp);
 }
@@ -261,7 +384,10 @@ static int rs_listen(uint16_t *port, void **l)
 {
 	struct sockaddr_in6 any = { .sin6_family = AF_INET6, .sin6_port = htons(*port) };
 	struct rdma_cm_id *id;
+	int r = need_events();
 
+	if (r != 0)
+		return r;
 	if (rdma_create_id(events, &id, NULL, RDMA_PS_TCP) != 0)
 		return -errno;
 	/* The wildcard address of IPv6 takes both families (rdma_bind_addr(3)). */
@@ -319,6 +445,8 @@ static void request(struct rdma_cm_event *cm, struct rs_rdma_event *ev)
 	}
 	qp->id = cm->id;
 	cm->id->context = qp;
+	enlist(qp);
+	bound(qp); /* if it cannot be, make() says why */
 	ev->what = RS_RDMA_REQUEST;
 	ev->qp = qp;
 	memcpy(&ev->local, rdma_get_local_addr(cm->id), sizeof(struct sockaddr_in6));
@@ -333,16 +461,140 @@ static void step(struct rs_qp *qp, int r, struct rs_rdma_event *ev)
 	ev->error = r < 0 ? -r : r;
 }
 
+/* Every queue pair of the device, or of its port, is DOWN; port 0: of all. */
+static void fail_all(const struct rs_opened *device, uint32_t port, int error)
+{
+	for (struct rs_qp *qp = qps; qp; qp = qp->next)
+		if (qp->device == device && (!port || qp->id->port_num == port) && !qp->failed) {
+			qp->failed = error;
+			some_failed = true;
+		}
+}
+
+/* GIDs, LID or partitions of a port are others: who has lost its own cannot go on. */
+static void fail_changed(const struct rs_opened *device, uint32_t port, bool lid)
+{
+	for (struct rs_qp *qp = qps; qp; qp = qp->next) {
+		struct ibv_port_attr now;
+		union ibv_gid gid;
+		bool lost;
+
+		if (qp->device != device || qp->id->port_num != port || !qp->id->qp ||
+		    !qp->path.device[0] || qp->failed)
+			continue;
+		lost = ibv_query_port(qp->id->verbs, (uint8_t)port, &now) != 0 ||
+		       now.state != IBV_PORT_ACTIVE;
+		if (!lost && qp->path.kind == RS_PORT_ROCE)
+			lost = ibv_query_gid(qp->id->verbs, (uint8_t)port, (int)qp->path.gid_index,
+					     &gid) != 0 ||
+			       memcmp(gid.raw, qp->path.gid, 16) != 0;
+		else if (qp->path.kind == RS_PORT_IB)
+			lost |= lid;
+		if (lost) {
+			qp->failed = ENETDOWN;
+			some_failed = true;
+		}
+	}
+}
+
+static void removed(void)
+{
+	if (!rs_opened_check())
+		return;
+	for (struct rs_qp *qp = qps; qp; qp = qp->next)
+		if (qp->device && rs_opened_gone(qp->device) && !qp->failed) {
+			qp->failed = ENODEV;
+			some_failed = true;
+		}
+}
+
+/* A queue pair that has failed and that nobody was told of. */
+static bool next_failed(struct rs_rdma_event *ev)
+{
+	if (!some_failed)
+		return false;
+	for (struct rs_qp *qp = qps; qp; qp = qp->next)
+		if (qp->failed && !qp->told) {
+			qp->told = true;
+			ev->what = RS_RDMA_DOWN;
+			ev->qp = qp;
+			ev->error = qp->failed;
+			return true;
+		}
+	some_failed = false;
+	return false;
+}
+
+static void changed(struct rs_rdma_event *ev, const struct rs_changes *c)
+{
+	rs_path_forget(c->devices);
+	if (c->devices)
+		removed();
+	ev->what = RS_RDMA_CHANGED;
+	ev->prefix = c->prefix;
+	ev->devices = c->devices;
+}
+
+static void async(struct rs_rdma_event *ev, const struct rs_async *a)
+{
+	struct rs_changes all = { .some = true, .devices = true };
+	char text[128];
+
+	if (!a->what)
+		return;
+	snprintf(text, sizeof(text), "RDMA device: %s", a->what);
+	host.log(text);
+	if (a->qp) {
+		((struct rs_qp *)a->qp)->failed = EIO;
+		some_failed = true;
+		return;
+	}
+	if (a->changed)
+		fail_changed(a->device, a->port, a->lid);
+	else
+		fail_all(a->device, a->port, ENETDOWN);
+	changed(ev, &all);
+}
+
+/* What is ready; what the CM has is taken last, when it is known which devices have gone (opened.h). */
+static bool look(struct rs_rdma_event *ev)
+{
+	struct epoll_event ready[40];
+	struct rs_changes c;
+	struct rs_async a;
+	long n = rs_sys6(SYS_epoll_pwait, sources, (long)ready, 40, 0, 0, 8);
+	bool cm = false;
+
+	for (long i = 0; i < n; i++) {
+		if (ready[i].data.u64 == FROM_CM) {
+			cm = true;
+		} else if (ready[i].data.u64 == FROM_WATCH) {
+			rs_watch_read(&c);
+			if (c.some)
+				changed(ev, &c);
+		} else if (rs_opened_event(ready[i].data.u64, &a)) {
+			async(ev, &a);
+		}
+		if (ev->what != RS_RDMA_NOTHING)
+			return false;
+	}
+	return cm;
+}
+
 static int rs_next_event(struct rs_rdma_event *ev)
 {
 	struct rdma_cm_event *cm, copy;
 	struct rdma_conn_param param;
 	struct rs_qp *qp;
 
-	if (rdma_get_cm_event(events, &cm) != 0)
-		return 0;
 	memset(ev, 0, sizeof(*ev));
 	ev->what = RS_RDMA_NOTHING;
+	if (next_failed(ev))
+		return 1;
+	if (!look(ev))
+		return ev->what != RS_RDMA_NOTHING || some_failed;
+	if (rdma_get_cm_event(events, &cm) != 0)
+		return 0;
 	qp = cm->id->context;
 	ev->qp = qp;
 	if (cm->event == RDMA_CM_EVENT_CONNECT_REQUEST || cm->event == RDMA_CM_EVENT_ESTABLISHED ||
@@ -356,7 +608,11 @@ static int rs_next_event(struct rs_rdma_event *ev)
 		return 1;
 	switch (copy.event) {
 	case RDMA_CM_EVENT_ADDR_RESOLVED:
-		step(qp, rdma_resolve_route(qp->id, RESOLVE_MS) == 0 ? 0 : errno, ev);
+		step(qp, bound(qp), ev);
+		if (ev->what == RS_RDMA_NOTHING)
+			step(qp, confirm(qp), ev);
+		if (ev->what == RS_RDMA_NOTHING)
+			step(qp, rdma_resolve_route(qp->id, RESOLVE_MS) == 0 ? 0 : errno, ev);
 		break;
 	case RDMA_CM_EVENT_ROUTE_RESOLVED:
 		step(qp, make(qp), ev);
@@ -382,12 +638,21 @@ static int rs_next_event(struct rs_rdma_event *ev)
 		ev->error = ENOTCONN;
 		break;
 	case RDMA_CM_EVENT_DEVICE_REMOVAL:
+		removed();
+		if (qp->device)
+			fail_all(qp->device, 0, ENODEV);
 		ev->what = RS_RDMA_DOWN;
 		ev->error = ENODEV;
 		break;
-	default:
+	case RDMA_CM_EVENT_ADDR_CHANGE: /* a bond uses another slave */
+		ev->what = RS_RDMA_DOWN;
+		ev->error = ENETDOWN;
+		break;
+	default: /* TIMEWAIT_EXIT among them */
 		break;
 	}
+	if (ev->what == RS_RDMA_DOWN)
+		qp->told = true;
 	return 1;
 }
 
@@ -400,7 +665,7 @@ static int rs_map(struct rs_qp *qp, struct rs_rdma_mem *m, bool remote)
 	struct ibv_mr *mr = ibv_reg_mr(qp->id->pd, m->addr, m->len, access);
 
 	if (!mr)
-		return -errno;
+		return rs_advice(&host, "registering memory", m->len, errno);
 	m->mr = mr;
 	m->lkey = mr->lkey;
 	m->rkey = mr->rkey;
@@ -533,18 +798,24 @@ static int rs_arm(struct rs_qp *qp)
 static void rs_forget(void)
 {
 	for (struct rs_qp *qp = qps; qp; qp = qp->next)
-		host.close(qp->channel->fd);
-	for (int i = 0; i < DEVICES && devices[i]; i++) {
-		host.close(devices[i]->cmd_fd);
-		host.close(devices[i]->async_fd);
-	}
+		if (qp->channel)
+			host.close(qp->channel->fd);
+	rs_opened_forget();
+	rs_watch_forget(&host);
 	if (events)
 		host.close(events->fd);
+	if (sources >= 0)
+		host.close(sources);
 }
 
 static const char *rs_device(struct rs_qp *qp)
 {
 	return qp->id->verbs ? ibv_get_device_name(qp->id->verbs->device) : "";
+}
+
+static const char *rs_path(struct rs_qp *qp)
+{
+	return qp->text;
 }
 
 static void rs_set_user(struct rs_qp *qp, void *user)
@@ -560,6 +831,7 @@ static void *rs_user(struct rs_qp *qp)
 __attribute__((visibility("default"))) const struct rs_rdma_ops rs_rdma_ops = {
 	.abi = RS_RDMA_ABI,
 	.open = rs_open,
+	.usable = rs_usable,
 	.next_event = rs_next_event,
 	.listen = rs_listen,
 	.unlisten = rs_unlisten,
@@ -578,5 +850,6 @@ __attribute__((visibility("default"))) const struct rs_rdma_ops rs_rdma_ops = {
 	.disarm = rs_disarm,
 	.arm = rs_arm,
 	.device = rs_device,
+	.path = rs_path,
 	.forget = rs_forget,
 };

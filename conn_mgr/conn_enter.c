@@ -8,6 +8,7 @@
 
 #include "conn_mgr/link.h"
 #include "rsock/config.h"
+#include "rsock/rows.h"
 #include "rsock/sys.h"
 
 #define BUSY_MS 2
@@ -87,6 +88,8 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	c->window_end = 0;
 	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
 	c->sm.cfg.ring_survives = !remote;
+	if (remote && remote->qp)
+		rs_row_device(c->row, remote->ops->device(remote->qp));
 	/*
 	 * To be late with the proof is final. It comes behind all that TCP has queued in both
 	 * directions, which over a network takes the program seconds to read.

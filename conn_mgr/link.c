@@ -377,7 +377,7 @@ void rs_link_remote_up(struct rs_link *l)
 		rs_link_failed(l, ENOMEM);
 		return;
 	}
-	rs_log(RS_LOG_INFO, "connected: %s", r->ops->path(r->qp));
+	rs_log(RS_LOG_INFO, "connected on %s", r->ops->path(r->qp));
 	rs_link_hello(l);
 	rs_remote_event(r);
 	rs_link_look(l);

@@ -585,7 +585,7 @@ static void requested(struct rs_rdma_event *ev)
 		reject(ev->qp, r == -ENOMEM ? RS_GREET_MEMLOCK : RS_GREET_NO_ROOM);
 		return;
 	}
-	rs_log(RS_LOG_INFO, "a peer connects: %s", ops->path(ev->qp));
+	rs_log(RS_LOG_INFO, "a peer connects on %s", ops->path(ev->qp));
 	l = rs_link_new_remote(ops, ev->qp, &g.tuple, 0);
 	if (!l) {
 		ops->drop(ev->qp);

@@ -16,6 +16,8 @@ struct rs_stats_row *rs_row_new(int fd, bool server);
 void rs_row_free(struct rs_stats_row *r);
 void rs_row_address(struct rs_stats_row *r, uint8_t family, const struct rs_stats_addr *local,
 		    const struct rs_stats_addr *peer);
+/* The RDMA device; called at most once for a row. */
+void rs_row_device(struct rs_stats_row *r, const char *name);
 /* In a forked child: the rows belong to the parent. */
 void rs_rows_forget(void);
 

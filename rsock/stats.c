@@ -110,6 +110,17 @@ void rs_row_address(struct rs_stats_row *r, uint8_t family, const struct rs_stat
 	__atomic_store_n(&r->gen, r->gen + 1, __ATOMIC_RELEASE);
 }
 
+void rs_row_device(struct rs_stats_row *r, const char *name)
+{
+	size_t len = strnlen(name, sizeof(r->device) - 1);
+
+	if (!r)
+		return;
+	__atomic_store_n(&r->gen, r->gen + 1, __ATOMIC_SEQ_CST);
+	memcpy(r->device, name, len);
+	__atomic_store_n(&r->gen, r->gen + 1, __ATOMIC_RELEASE);
+}
+
 void rs_rows_forget(void)
 {
 	/* The mapping did not come over the fork; the descriptor did. */

@@ -59,6 +59,7 @@ struct rs_stats_row {
 	uint64_t krx_base;
 	uint64_t enters; /* directions that entered the fast path */
 	uint64_t leaves; /* directions that left it */
+	char device[24]; /* the RDMA device of its link, with a NUL; set once; "": none yet */
 } __attribute__((aligned(64)));
 
 struct rs_stats_head {

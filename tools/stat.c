@@ -41,6 +41,7 @@ struct stream {
 	char command[32];
 	char local[ADDR_LEN];
 	char peer[ADDR_LEN];
+	char device[sizeof(((struct rs_stats_row *)0)->device)]; /* printable */
 	struct rs_stats_row row;
 };
 
@@ -87,6 +88,14 @@ static void format_addr(char out[ADDR_LEN], int family, const struct rs_stats_ad
 	snprintf(out, ADDR_LEN, family == AF_INET ? "%s:%u" : "[%s]:%u", ip, addr->port);
 }
 
+static void make_printable(char *text)
+{
+	for (; *text; text++) {
+		if (!isascii(*text) || !isprint(*text))
+			*text = '?';
+	}
+}
+
 /* /proc/PID/`name` (a file of one line) into `out`, printable ASCII only. */
 static void read_line(int proc, const char *name, char *out, size_t size)
 {
@@ -97,10 +106,7 @@ static void read_line(int proc, const char *name, char *out, size_t size)
 		close(fd);
 	out[n > 0 ? n : 0] = '\0';
 	out[strcspn(out, "\n")] = '\0';
-	for (char *c = out; *c; c++) {
-		if (!isascii(*c) || !isprint(*c))
-			*c = '?';
-	}
+	make_printable(out);
 }
 
 /* The pid that the process has in its own pid namespace: the last number of the NSpid line. */
@@ -181,6 +187,12 @@ static bool read_row(int fd, off_t offset, struct rs_stats_row *row)
 	return false;
 }
 
+/* The path of a stream: the fast one if either direction is on it. */
+static uint8_t stream_path(const struct rs_stats_row *row)
+{
+	return row->tx_path != RS_PATH_TCP ? row->tx_path : row->rx_path;
+}
+
 /* All rows of the segment `fd`, if it is one that process `pid` wrote itself. */
 static bool read_segment(int proc, int fd, int pid)
 {
@@ -205,6 +217,10 @@ static bool read_segment(int proc, int fd, int pid)
 		ask_kernel(proc, &s);
 		format_addr(s.local, s.row.family, &s.row.local);
 		format_addr(s.peer, s.row.family, &s.row.peer);
+		memset(s.device, 0, sizeof(s.device));
+		if (stream_path(&s.row) == RS_PATH_RDMA)
+			memcpy(s.device, s.row.device, sizeof(s.device) - 1);
+		make_printable(s.device);
 		add_stream(&s);
 	}
 	return true;
@@ -320,12 +336,6 @@ static const char *path_word(uint8_t path)
 	return path < sizeof(words) / sizeof(words[0]) ? words[path] : "unknown";
 }
 
-/* The path of a stream: the fast one if either direction is on it. */
-static uint8_t stream_path(const struct rs_stats_row *row)
-{
-	return row->tx_path != RS_PATH_TCP ? row->tx_path : row->rx_path;
-}
-
 /* All strings that we print are printable ASCII: only two characters need an escape. */
 static void json_string(const char *key, const char *value)
 {
@@ -353,6 +363,7 @@ static void print_json(void)
 		json_string("path", path_word(stream_path(row)));
 		json_string("tx_path", path_word(row->tx_path));
 		json_string("rx_path", path_word(row->rx_path));
+		json_string("device", s->device);
 		json_string("reason", rs_reason_word(row->reason));
 		printf("\"tx_bytes\": %" PRIu64 ", \"rx_bytes\": %" PRIu64 ", ", row->tx_bytes,
 		       row->rx_bytes);

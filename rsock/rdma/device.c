@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <infiniband/verbs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define GIDS_MAX 2000u /* what fits the 16 bits that an answer's length has */
 
@@ -90,6 +92,17 @@ static void add_ports(struct ibv_context *verbs)
 	}
 }
 
+/* libibverbs looks for the file under other names too, and what the last of them says is not why. */
+static int why_closed(const struct ibv_device *d, int err)
+{
+	char path[sizeof(d->dev_name) + 32];
+
+	snprintf(path, sizeof(path), "/dev/infiniband/%s", d->dev_name);
+	if (access(path, R_OK | W_OK) != 0 && errno == EACCES)
+		return EACCES;
+	return err ? err : EIO;
+}
+
 const struct rs_devices *rs_devices(void)
 {
 	struct ibv_device **list;
@@ -104,7 +117,7 @@ const struct rs_devices *rs_devices(void)
 		errno = 0;
 		verbs = ibv_open_device(list[i]);
 		if (!verbs) {
-			devices.denied = errno ? errno : EIO;
+			devices.denied = why_closed(list[i], errno);
 			continue;
 		}
 		add_ports(verbs);

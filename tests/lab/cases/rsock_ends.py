@@ -232,7 +232,7 @@ def user(*more):
 def case_no_permission_on_the_devices(lab):
     for host in lab.hosts:
         host.run("chmod 600 /dev/infiniband/*", check=True)
-    stays_on_tcp(lab, (("no-device",), None), (user(*RSOCK), RSOCK))
+    stays_on_tcp(lab, (("no-permission",), None), (user(*RSOCK), RSOCK))
 
 
 def case_little_memory_may_be_locked(lab):

@@ -65,6 +65,8 @@ def needs(**what):
     timeout=SECONDS.
 
     todo="what is known to be wrong": that it fails is shown, and counted neither way.
+    netdevs="vlan" or a list: kinds of netdev that the kernel must know. Without, the case is shown as
+    not run, and counted neither way.
     """
     def mark(case):
         case.needs = what
@@ -280,6 +282,12 @@ class Host:
         self.lab.until(lambda: self.dead, 5)
 
     # ---- looks
+
+    def has_netdevs(self, kind):
+        """Whether its kernel can make netdevs of a kind: "vlan", "bond", "macvlan" ..."""
+        how = {"vlan": "link %s type vlan id 4000" % NIC, "macvlan": "link %s type macvlan" % NIC}
+        return not self.run("ip link add name lab_try %s && ip link del lab_try"
+                            % how.get(kind, "type " + kind)).status
 
     def counters(self):
         """The RDMA device's own: {"sent_pkts": 12, ...}"""

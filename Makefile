@@ -188,7 +188,7 @@ test-san: $(UNIT) $(STRESS)
 
 # ---- the rest ----
 
-.PHONY: demo bench lab-shell install uninstall deps format lint clean help
+.PHONY: demo bench bench-lab lab-shell install uninstall deps format lint clean help
 deps:
 	$(Q)tools/deps.sh
 
@@ -202,6 +202,12 @@ lab-shell: all
 
 bench: all $(BENCH)
 	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) bench/run
+
+# The same between two hosts of the lab, beside raw verbs and rsockets.
+bench-lab: deps
+	$(Q)$(MAKE) $(JOBS) all $(BENCH)
+	$(Q)tests/lab/kernel >/dev/null
+	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) bench/lab
 
 install: all
 	install -d $(BINDIR) $(LIBDIR)/rsock $(LIBDIR)/pkgconfig $(INCDIR) $(MANDIR)
@@ -242,6 +248,7 @@ help:
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES) lab' \
 		'bench              the benchmarks' \
+		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \
 		'install uninstall  under $$(DESTDIR)$$(PREFIX); PREFIX=$(PREFIX)' \
 		'deps               install the Debian packages that building and testing need' \

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shutil
 
-from measure import MeasureError, Row, Task, chosen, free_port
+from measure import MeasureError, Row, Task, chosen
 
 TIMEOUT = 20
 FIRST_REQUESTS = 2000  # of redis-benchmark, before its rate is known
@@ -47,13 +47,14 @@ class Redis:
 
     @staticmethod
     def start_server(session, variant):
-        port = free_port()
+        port = session.free_port()
         return session.start_server(
-            ["redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "",
-             "--appendonly", "no", "--daemonize", "no", "--dir", session.tmp], variant, port)
+            ["redis-server", "--bind", session.address, "--port", port, "--save", "",
+             "--appendonly", "no", "--daemonize", "no", "--protected-mode", "no",
+             "--dir", session.tmp], variant, port)
 
-    def client(self, port, requests):
-        return ["redis-benchmark", "-h", "127.0.0.1", "-p", port, "-c", self.clients,
+    def client(self, session, port, requests):
+        return ["redis-benchmark", "-h", session.address, "-p", port, "-c", self.clients,
                 "-P", self.pipeline, "-n", requests, "-t", ",".join(self.tests), "-q", "--csv"]
 
     @staticmethod
@@ -69,11 +70,12 @@ class Redis:
         """Returns ({test: requests a second}, fast)."""
         server, port = self.start_server(session, variant)
         if variant.key not in self.rate:
-            out, _ = session.run_client(self.client(port, FIRST_REQUESTS), variant, TIMEOUT)
+            out, _ = session.run_client(self.client(session, port, FIRST_REQUESTS), variant,
+                                        TIMEOUT)
             self.rate[variant.key] = min(self.read(out).values())
         requests = max(FIRST_REQUESTS, int(self.rate[variant.key] * self.seconds))
         times = [self.seconds * (i + 0.5) for i in range(len(self.tests))]
-        out, fast = session.run_client(self.client(port, requests), variant, TIMEOUT,
+        out, fast = session.run_client(self.client(session, port, requests), variant, TIMEOUT,
                                        ([server.pid], times))
         rps = self.read(out)
         self.rate[variant.key] = min(rps.values())
@@ -86,14 +88,15 @@ class Iperf3:
 
     @staticmethod
     def start_server(session, variant):
-        port = free_port()
+        port = session.free_port()
         return session.start_server(
-            ["iperf3", "--server", "--one-off", "--bind", "127.0.0.1", "--port", port], variant,
+            ["iperf3", "--server", "--one-off", "--bind", session.address, "--port", port], variant,
             port)
 
     @staticmethod
-    def client(port, seconds):
-        return ["iperf3", "--client", "127.0.0.1", "--port", port, "--time", seconds, "--json"]
+    def client(session, port, seconds):
+        return ["iperf3", "--client", session.address, "--port", port, "--time", seconds,
+                "--json"]
 
     @staticmethod
     def read(out):
@@ -104,13 +107,17 @@ class Iperf3:
         except (ValueError, KeyError) as e:
             raise MeasureError(f"iperf3: unreadable answer: {out[-200:]!r}") from e
 
+    def transfer(self, session, variant, seconds=1, look=0.7):
+        """Returns (what read() does, fast, server); asks for the path after `look` seconds."""
+        server, port = self.start_server(session, variant)
+        out, fast = session.run_client(self.client(session, port, seconds), variant, TIMEOUT,
+                                       ([server.pid], [look]))
+        server.wait(TIMEOUT)
+        return self.read(out), fast, server
+
     def run(self, session, variant):
         """Returns (MB/s, CPU seconds per GB of both programs, fast)."""
-        server, port = self.start_server(session, variant)
-        out, fast = session.run_client(self.client(port, 1), variant, TIMEOUT,
-                                       ([server.pid], [0.7]))
-        server.wait(TIMEOUT)
-        bandwidth, gigabytes = self.read(out)
+        (bandwidth, gigabytes), fast, server = self.transfer(session, variant)
         cpu = server.cpu_seconds() + session.last_client.cpu_seconds()
         return bandwidth, cpu / gigabytes, fast
 
@@ -120,7 +127,7 @@ class Nginx:
     needs = ("nginx", "wrk")
 
     def run(self, session, variant):
-        port, where = free_port(), session.tmp / "nginx"
+        port, where = session.free_port(), session.tmp / "nginx"
         (where / "www").mkdir(parents=True, exist_ok=True)
         (where / "www/file").write_bytes(b"x" * 1024)
         user = "user www-data;" if os.geteuid() == 0 else ""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 
+RDMA_BOTH_WAYS = 0x22  # as rsock_fd_path() says it
 FAST_SHARE = 0.9  # of the bytes of a process, for the process to count as on the fast path
 
 _command = None
@@ -38,10 +39,24 @@ def are_fast(pids):
             streams += [s for s in json.loads(text) if s["pid"] == pid]
     except (subprocess.SubprocessError, OSError, ValueError, KeyError):
         return None
-    fast = sum(s["tx_fast_bytes"] + s["rx_fast_bytes"] for s in streams)
+    return _share_is_fast(streams)
+
+
+def fast_share(streams):
+    """The part of the bytes of these streams that was on the fast path; None: there were none."""
     total = sum(s["tx_bytes"] + s["rx_bytes"] for s in streams)
-    if total == 0:
+    return sum(s["tx_fast_bytes"] + s["rx_fast_bytes"] for s in streams) / total if total else None
+
+
+def big_streams(streams):
+    """Those that matter: not iperf3's control connection."""
+    total = sum(s["tx_bytes"] + s["rx_bytes"] for s in streams)
+    return [s for s in streams if s["tx_bytes"] + s["rx_bytes"] > total / 1000]
+
+
+def _share_is_fast(streams):
+    share = fast_share(streams)
+    if share is None:
         return None
-    # A stream may have left since; small ones (iperf3's control connection) do not matter.
-    big = [s for s in streams if s["tx_bytes"] + s["rx_bytes"] > total / 1000]
-    return fast >= FAST_SHARE * total and all(s["path"] in ("shm", "rdma") for s in big)
+    # A stream may have left since.
+    return share >= FAST_SHARE and all(s["path"] in ("shm", "rdma") for s in big_streams(streams))

@@ -44,6 +44,12 @@ void bench_pin(int cpu)
 		bench_die("sched_setaffinity");
 }
 
+void bench_wait_for_stdin(void)
+{
+	while (getchar() != EOF)
+		;
+}
+
 void bench_die(const char *what)
 {
 	perror(what);

@@ -47,6 +47,8 @@ uint64_t bench_cpu_ns(void);
 /* Dies with the parent, and in any case after BENCH_MAX_SECONDS. */
 void bench_bound_life(void);
 void bench_pin(int cpu);
+/* Returns at the end of file of stdin. */
+void bench_wait_for_stdin(void);
 void bench_die(const char *what) __attribute__((noreturn));
 void *bench_alloc(size_t size);
 

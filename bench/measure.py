@@ -82,7 +82,7 @@ class Row:
     label: str
     unit: str
     better: str  # "low" or "high"
-    table: str = "main"  # "main", "one-sided" or "with-without"
+    table: str = "main"  # "main", "one-sided", "with-without" or "lab"
 
 
 @dataclasses.dataclass
@@ -96,6 +96,10 @@ class Task:
     rows: list
     rounds: int
     run: typing.Callable
+
+    def cells(self, variant):
+        """[(row name, variant key)] that one run of `variant` is for."""
+        return [(row.name, variant.key) for row in self.rows]
 
 
 def chosen(rows, only):
@@ -173,6 +177,9 @@ class Child:
 class Session:
     """One measurement: starts children and ends them all."""
 
+    address = "127.0.0.1"  # of servers
+    proof = None  # what was seen of the path, for the record
+
     def __init__(self, tmp, rsock_env):
         self.tmp, self.rsock_env, self.children = tmp, rsock_env, []
 
@@ -182,6 +189,12 @@ class Session:
     def __exit__(self, *exc):
         for child in reversed(self.children):
             child.stop()
+
+    @staticmethod
+    def free_port():
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            return s.getsockname()[1]
 
     def env(self, rsock):
         return {**os.environ, "LC_ALL": "C", **(self.rsock_env if rsock else {})}
@@ -221,12 +234,6 @@ class Session:
                     fast = seen if fast is None else fast and seen
         self.last_client = child
         return child.wait(seconds), fast
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def listens(port):

@@ -17,8 +17,8 @@ TIMEOUT = 30
 class Iperf3(apps.Iperf3):
     name, label, units = "iperf3", "iperf3", ("MB/s", "s/GB")
 
-    def argv(self, port):
-        return self.client(port, 1)
+    def argv(self, session, port):
+        return self.client(session, port, 1)
 
     def result(self, out):
         """(speed, how much work the CPU time was for)"""
@@ -32,8 +32,8 @@ class Redis(apps.Redis):
         super().__init__(50, 1, 0, ("get",))
         self.requests = int(20000 * scale)
 
-    def argv(self, port):
-        return self.client(port, self.requests)
+    def argv(self, session, port):
+        return self.client(session, port, self.requests)
 
     def result(self, out):
         return self.read(out)["get"], self.requests * 1e-6
@@ -49,7 +49,8 @@ class Connrate:
     def start_server(self, session, variant):
         return session.start_server([self.program, "server"], variant)
 
-    def argv(self, port):
+    def argv(self, session, port):
+        del session
         return [self.program, f"--seconds={self.seconds}", port]
 
     @staticmethod
@@ -76,7 +77,7 @@ def _one_sided(load, variants, rounds, only):
         sharers.append(sharers.pop(0))  # another one starts first
         for v in sharers:
             running.append((v, *load.start_server(session, v)))
-        clients = [session.start(load.argv(port), v.client_cpu, v.client_rsock)
+        clients = [session.start(load.argv(session, port), v.client_cpu, v.client_rsock)
                    for v, _, port in running]
         samples = {}
         for (v, server, _), client in zip(running, clients):

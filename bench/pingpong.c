@@ -4,6 +4,8 @@
  *
  *   pingpong [--mode=M] server                            prints its port, serves one connection
  *   pingpong [--mode=M] [--sizes=S,S] [--seconds=T] PORT  one JSON line for each size
+ *
+ * --hold: keep the connection until the end of stdin, for somebody who wants to look at it.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -90,7 +92,7 @@ static void measure(struct bench_conn *c, void *buf, size_t size, uint64_t want,
 }
 
 static void drive(uint16_t port, enum bench_mode mode, const struct bench_sizes *sizes,
-		  double seconds)
+		  double seconds, bool hold)
 {
 	struct bench_conn c = bench_connect(port, mode);
 	uint32_t *samples = bench_alloc(MAX_SAMPLES * sizeof(*samples));
@@ -100,6 +102,8 @@ static void drive(uint16_t port, enum bench_mode mode, const struct bench_sizes 
 	warm_up(&c, buf, samples);
 	for (size_t i = 0; i < sizes->n; i++)
 		measure(&c, buf, sizes->v[i], (uint64_t)(seconds * 1e9), samples);
+	if (hold)
+		bench_wait_for_stdin();
 	bench_close(&c);
 }
 
@@ -108,10 +112,12 @@ int main(int argc, char **argv)
 	static const struct option options[] = { { "mode", required_argument, NULL, 'm' },
 						 { "sizes", required_argument, NULL, 's' },
 						 { "seconds", required_argument, NULL, 't' },
+						 { "hold", no_argument, NULL, 'h' },
 						 { 0 } };
 	struct bench_sizes sizes = bench_parse_sizes("64");
 	enum bench_mode mode = BENCH_BLOCKING;
 	double seconds = 0.2;
+	bool hold = false;
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -121,18 +127,20 @@ int main(int argc, char **argv)
 			sizes = bench_parse_sizes(optarg);
 		else if (opt == 't')
 			seconds = atof(optarg);
+		else if (opt == 'h')
+			hold = true;
 		else
 			return 2;
 	}
 	if (optind + 1 != argc || bench_max_size(&sizes) > MAX_MESSAGE) {
-		fprintf(stderr,
-			"usage: pingpong [--mode=M] [--sizes=S,...] [--seconds=T] server|PORT\n");
+		fprintf(stderr, "usage: pingpong [--mode=M] [--sizes=S,...] [--seconds=T] [--hold] "
+				"server|PORT\n");
 		return 2;
 	}
 	bench_bound_life();
 	if (!strcmp(argv[optind], "server"))
 		serve(mode);
 	else
-		drive((uint16_t)atoi(argv[optind]), mode, &sizes, seconds);
+		drive((uint16_t)atoi(argv[optind]), mode, &sizes, seconds, hold);
 	return 0;
 }

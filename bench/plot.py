@@ -7,8 +7,9 @@ import subprocess
 import report
 
 COLOURS = {"tcp1": "#5b7fa6", "tcp2": "#b4c7dc", "rsock1": "#f2b880", "rsock": "#d1495b",
-           "ring": "#3a3a3a"}
-NAMES = dict(report.COLUMNS)
+           "ring": "#3a3a3a", "verbs": "#3a3a3a", "rstream": "#7d9d6f", "rstream_b": "#c3d4b8",
+           "tcp": "#5b7fa6"}
+NAMES = dict(report.COLUMNS + report.LAB_COLUMNS)
 
 HEAD = """\
 set terminal svg size 1200,900 noenhanced font "DejaVu Sans,Helvetica,sans-serif,15" \\
@@ -54,6 +55,10 @@ unset label
 """
 
 
+def _columns(table):
+    return [key for key, _ in (report.LAB_COLUMNS if table == "lab" else report.COLUMNS)]
+
+
 def _block(name, lines):
     return f"${name} << EOD\n" + "\n".join(lines) + "\nEOD\n"
 
@@ -72,7 +77,7 @@ def _legend(keys):
 
 def _latency(result, rows):
     script, curves, all_values = "", [], []
-    for key in NAMES:
+    for key in _columns("main"):
         points = [(int(r.name.split("/")[2]), result.median(r, key)) for r in rows]
         points = [(size, ns / 1000) for size, ns in points if ns]
         if points:
@@ -90,7 +95,10 @@ def _latency(result, rows):
 
 def _bars(result, name, title, rows, bar):
     """rows: [(row, label)]; bar(row, variant): the height, or None."""
-    keys = [k for k in NAMES if any(bar(r, k) is not None for r, _ in rows)]
+    if not rows:
+        return ""
+    keys = [k for k in _columns(rows[0][0].table)
+            if any(bar(r, k) is not None for r, _ in rows)]
     if not keys:
         return ""
     lines = []
@@ -104,14 +112,16 @@ def _bars(result, name, title, rows, bar):
                                              curves=", ".join(curves))
 
 
+def _pick(result, *wanted):
+    """[(row, label)] of those (name, label) that were measured."""
+    rows = {r.name: r for r in result.rows}
+    return [(rows[name], label) for name, label in wanted if name in rows]
+
+
 def draw(result, info, path):
     """Returns None, or why there is no figure."""
-    if not shutil.which("gnuplot"):
-        return "gnuplot is not installed"
-    rows = {r.name: r for r in result.rows}
-
     def pick(*wanted):
-        return [(rows[name], label) for name, label in wanted if name in rows]
+        return _pick(result, *wanted)
 
     def gigabytes(row, key):
         value = result.median(row, key)
@@ -121,8 +131,8 @@ def draw(result, info, path):
         value, base = result.median(row, key), result.median(row, "tcp1")
         return value / base if value and base else None
 
-    latency = [r for n, r in rows.items()
-               if n.startswith("pingpong/blocking/") and n.endswith("/median")]
+    latency = [r for r in result.rows
+               if r.name.startswith("pingpong/blocking/") and r.name.endswith("/median")]
     panels = [
         _latency(result, latency),
         _bars(result, "bandwidth", "Bandwidth of one stream (GB/s)",
@@ -136,12 +146,43 @@ def draw(result, info, path):
               pick(("redis/c1-P1/get", "redis, 1 client"), ("redis/c50-P1/get", "50 clients"),
                    ("redis/c50-P16/get", "50, -P 16"), ("nginx", "nginx, 64")), relative),
     ]
+    return _write(result, "main", panels, f"{info['cpu']}, Linux {info['kernel']}", path)
+
+
+def draw_lab(result, info, path):
+    """The same for bench/lab."""
+    def thousands(row, key):
+        value = result.median(row, key)
+        return value and value / 1000
+
+    def bars(name, title, bar, *wanted):
+        return _bars(result, name, title, _pick(result, *wanted), bar)
+
+    panels = [
+        bars("latency", "64 B, half the round trip (µs; lower is better)", result.median,
+             ("lab/latency/blocking/typical", "typical"),
+             ("lab/latency/epoll/typical", "typical, epoll"),
+             ("lab/latency/blocking/mean", "mean")),
+        bars("bandwidth", "Bandwidth of one stream (MB/s)", result.median,
+             ("lab/bandwidth", "64 KiB writes"), ("lab/iperf3", "iperf3")),
+        bars("instructions", "User-space instructions for a 64 B message (lower is better)",
+             result.median, ("lab/instructions/pingpong", "there and back"),
+             ("lab/instructions/oneway", "one way")),
+        bars("requests", "redis, requests per second (1000)", thousands,
+             ("lab/redis/c1", "1 client"), ("lab/redis/c50", "50 clients"))]
+    title = f"Two hosts with {info['device']}, MTU {info['mtu']}; {info['cpu']}"
+    return _write(result, "lab", panels, title, path)
+
+
+def _write(result, table, panels, title, path):
+    if not shutil.which("gnuplot"):
+        return "gnuplot is not installed"
     if not any(panels):
         return "nothing to draw was measured"
-    shown = [k for k in NAMES if any(r.table == "main" and result.median(r, k)
+    shown = [k for k in _columns(table) if any(r.table == table and result.median(r, k)
                                      for r in result.rows)]
-    title = f"{info['cpu']}, Linux {info['kernel']}".replace('"', "")
-    script = HEAD.format(out=path, title=title) + _legend(shown) + "".join(p for p in panels if p)
+    script = HEAD.format(out=path, title=title.replace('"', "")) + _legend(shown) + \
+        "".join(p for p in panels if p)
     p = subprocess.run(["gnuplot"], input=script + "unset multiplot\n", text=True,
                        capture_output=True, check=False, timeout=30)
     return None if p.returncode == 0 else f"gnuplot: {p.stderr.strip()}"

@@ -8,14 +8,17 @@ import targets
 
 COLUMNS = [("tcp1", "TCP 1 core"), ("tcp2", "TCP 2 cores"), ("rsock1", "rsock 1 core"),
            ("rsock", "rsock"), ("ring", "ring")]
+LAB_COLUMNS = [("verbs", "ib_write_*"), ("rstream", "rstream"), ("rstream_b", "rstream -T b"),
+               ("tcp", "TCP"), ("rsock", "rsock")]
 RATIOS = [("tcp1", "x TCP 1 core"), ("tcp2", "x TCP 2 cores"), ("ring", "ring x")]
 
 
 class Result:
     """The medians over the rounds, by row and variant."""
 
-    def __init__(self, rows, records):
+    def __init__(self, rows, records, errors):
         self.rows = rows
+        self.failed = {tuple(cell) for e in errors for cell in e["cells"]}  # (row, variant)
         self.values = {}
         self.by_round = {}
         self.slow = set()  # (row, variant): rsock, but not on the fast path
@@ -32,6 +35,11 @@ class Result:
     def median(self, row, variant):
         values = self.values.get((row.name, variant))
         return statistics.median(values) if values else None
+
+    def extremes(self, row, variant):
+        """(lowest, highest) of the rounds, or None."""
+        values = self.values.get((row.name, variant))
+        return (min(values), max(values)) if values else None
 
     def spread(self, row):
         """The median absolute deviation over the rounds, relative, of the noisiest column."""
@@ -57,6 +65,8 @@ class Result:
         ours, theirs = self.median(row, "rsock"), self.median(row, column)
         if not ours or not theirs or (row.name, "rsock") in self.slow:
             return None
+        if row.table == "lab":
+            return ours / theirs
         better = theirs / ours if row.better == "low" else ours / theirs
         return 1 / better if column == "ring" else better
 
@@ -76,9 +86,11 @@ class Result:
         for row in self.rows:
             keys = [v for name, v in self.values if name == row.name]
             columns = {"main": [c for c, _ in RATIOS], "one-sided": ["again", "client", "server"],
-                       "with-without": ["added"]}[row.table]
+                       "with-without": ["added"],
+                       "lab": [c for c, _ in LAB_COLUMNS[:-1]]}[row.table]
             out[row.name] = {**dataclasses.asdict(row),
                              "medians": {v: self.median(row, v) for v in keys},
+                             "extremes": {v: self.extremes(row, v) for v in keys},
                              "ratios": {c: self.ratio(row, c) for c in columns},
                              "not_fast": [v for v in keys if (row.name, v) in self.slow]}
         return out
@@ -153,11 +165,35 @@ def _with_without_line(result, row):
             _judged(result, row, "added", number(added, row.unit))]
 
 
+def _lab_line(result, row):
+    cells = [f"  {row.label}", row.unit]
+    for key, _ in LAB_COLUMNS:
+        cell = number(result.median(row, key), row.unit)
+        if result.extremes(row, key):
+            low, high = (number(v, row.unit) for v in result.extremes(row, key))
+            cell += f" ({low}-{high})"
+        elif (row.name, key) in result.failed:
+            cell = "FAILED"
+        cells.append(cell)
+    return cells
+
+
+def _lab_ratio_line(result, row):
+    cells = [f"  {row.label}", "better < 1" if row.better == "low" else "better > 1"]
+    for key, _ in LAB_COLUMNS[:-1]:
+        value = result.ratio(row, key)
+        cells.append(_judged(result, row, key, "-" if value is None else _factor(value)))
+    return cells
+
+
 TABLES = [
     ("main", _main_line, ["", ""] + [t for _, t in COLUMNS] + [t for _, t in RATIOS] + ["+-"]),
     ("one-sided", _one_sided_line,
      ["", "", "plain", "plain again", "rsock client", "rsock server", "+-"]),
     ("with-without", _with_without_line, ["", "", "without", "with rsock", "added"]),
+    ("lab", _lab_line, ["median (lowest-highest)", ""] + [t for _, t in LAB_COLUMNS]),
+    ("lab", _lab_ratio_line,
+     ["rsock divided by", ""] + [t for _, t in LAB_COLUMNS[:-1]]),
 ]
 
 
@@ -190,10 +226,12 @@ def render(result, verdicts, info, skipped, errors):
         if rows:
             out += ["", *_table(lines)]
     known = [v for v in verdicts if v["met"] is not None]
-    out += ["", "Medians of the rounds. `x TCP`: how many times better rsock (two cores) is than "
+    out.append("")
+    if any(r.table == "main" for r in result.rows):
+        out += ["Medians of the rounds. `x TCP`: how many times better rsock (two cores) is than "
                 "TCP. `ring x`: how many", "times worse than the bare ring. `+-`: the median "
-                "absolute deviation of the noisiest column.",
-            f"Targets: {sum(v['met'] for v in known)} of {len(known)} met" +
+                "absolute deviation of the noisiest column."]
+    out += [f"Targets: {sum(v['met'] for v in known)} of {len(known)} met" +
             (f", {len(verdicts) - len(known)} not decided" if len(known) < len(verdicts) else "")]
     if result.slow:
         out.append("TCP! = rsock was there, but the streams were not on the fast path.")

@@ -9,6 +9,8 @@
  * used: the answer stops the clock, and the report counts both ends. Nagle's algorithm stays on, as
  * it is by default, because small writes are five times faster with it over kernel TCP; only the
  * end of a batch is pushed, lest a delayed ACK (40 ms) be measured.
+ *
+ * --hold: keep the connection until the end of stdin, for somebody who wants to look at it.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -103,7 +105,7 @@ static void measure(struct bench_conn *c, const void *buf, size_t size, uint64_t
 	bench_print_stream(size, count, took, cpu, bench_is_fast(before) ? after : before);
 }
 
-static void drive(uint16_t port, const struct bench_sizes *sizes, double seconds)
+static void drive(uint16_t port, const struct bench_sizes *sizes, double seconds, bool hold)
 {
 	struct bench_conn c = bench_connect(port, BENCH_BLOCKING);
 	void *buf = bench_alloc(MAX_MESSAGE);
@@ -111,6 +113,8 @@ static void drive(uint16_t port, const struct bench_sizes *sizes, double seconds
 	warm_up(&c, buf);
 	for (size_t i = 0; i < sizes->n; i++)
 		measure(&c, buf, sizes->v[i], (uint64_t)(seconds * 1e9));
+	if (hold)
+		bench_wait_for_stdin();
 	bench_close(&c);
 }
 
@@ -118,9 +122,11 @@ int main(int argc, char **argv)
 {
 	static const struct option options[] = { { "sizes", required_argument, NULL, 's' },
 						 { "seconds", required_argument, NULL, 't' },
+						 { "hold", no_argument, NULL, 'h' },
 						 { 0 } };
 	struct bench_sizes sizes = bench_parse_sizes("65536");
 	double seconds = 0.3;
+	bool hold = false;
 	int opt;
 
 	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -128,17 +134,20 @@ int main(int argc, char **argv)
 			sizes = bench_parse_sizes(optarg);
 		else if (opt == 't')
 			seconds = atof(optarg);
+		else if (opt == 'h')
+			hold = true;
 		else
 			return 2;
 	}
 	if (optind + 1 != argc || bench_max_size(&sizes) > MAX_MESSAGE) {
-		fprintf(stderr, "usage: stream [--sizes=S,...] [--seconds=T] server|PORT\n");
+		fprintf(stderr,
+			"usage: stream [--sizes=S,...] [--seconds=T] [--hold] server|PORT\n");
 		return 2;
 	}
 	bench_bound_life();
 	if (!strcmp(argv[optind], "server"))
 		serve();
 	else
-		drive((uint16_t)atoi(argv[optind]), &sizes, seconds);
+		drive((uint16_t)atoi(argv[optind]), &sizes, seconds, hold);
 	return 0;
 }

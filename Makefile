@@ -188,13 +188,18 @@ test-san: $(UNIT) $(STRESS)
 
 # ---- the rest ----
 
-.PHONY: demo bench bench-lab lab-shell install uninstall deps format lint clean help
+.PHONY: demo demo-rdma bench bench-lab lab-shell install uninstall deps format lint clean help
 deps:
 	$(Q)tools/deps.sh
 
 demo: deps
 	$(Q)$(MAKE) $(JOBS) all
 	$(Q)tools/demo.py $(BUILD)/rsock
+
+demo-rdma: deps
+	$(Q)$(MAKE) $(JOBS) all
+	$(Q)tests/lab/kernel >/dev/null
+	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) tools/demo_rdma.py
 
 lab-shell: all
 	$(Q)tests/lab/kernel >/dev/null
@@ -245,6 +250,7 @@ help:
 	@printf '%s\n' \
 		'all                the preload library, librsock.so and the rsock command (build/)' \
 		'demo               real programs, plain and under rsock, side by side' \
+		'demo-rdma          the same between two hosts with RDMA devices, and RDMA cut off meanwhile' \
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES) lab' \
 		'bench              the benchmarks' \

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """An ordinary asyncio echo server and client. Neither knows anything of rsock.
 
-    asyncio_echo.py server PORT
-    asyncio_echo.py client PORT [SECONDS] [SIZE]
+    asyncio_echo.py server [ADDRESS:]PORT
+    asyncio_echo.py client [ADDRESS:]PORT [SECONDS] [SIZE]
 
 The client sends SIZE bytes, waits until they are back, and so on for SECONDS. It checks every byte
 and prints the round trips per second.
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-HOST = "127.0.0.1"
+DEFAULT = "127.0.0.1"
 
 
 async def echo(reader, writer):
@@ -24,14 +24,14 @@ async def echo(reader, writer):
     writer.close()
 
 
-async def serve(port):
-    server = await asyncio.start_server(echo, HOST, port)
+async def serve(address, port):
+    server = await asyncio.start_server(echo, address, port)
     async with server:
         await server.serve_forever()
 
 
-async def ask(port, seconds, size):
-    reader, writer = await asyncio.open_connection(HOST, port)
+async def ask(address, port, seconds, size):
+    reader, writer = await asyncio.open_connection(address, port)
     trips = 0
     start = now = time.monotonic()
     while now - start < seconds:
@@ -46,14 +46,19 @@ async def ask(port, seconds, size):
     print(f"{trips / (now - start):.0f} round trips/s")
 
 
+def split(where):
+    address, _, port = where.rpartition(":")
+    return address or DEFAULT, int(port)
+
+
 def main():
     match sys.argv[1:]:
-        case ["server", port]:
-            asyncio.run(serve(int(port)))
-        case ["client", port, *rest]:
+        case ["server", where]:
+            asyncio.run(serve(*split(where)))
+        case ["client", where, *rest]:
             seconds = float(rest[0]) if rest else 2.0
             size = int(rest[1]) if len(rest) > 1 else 64
-            asyncio.run(ask(int(port), seconds, size))
+            asyncio.run(ask(*split(where), seconds, size))
         case _:
             sys.exit(__doc__)
 

@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -31,8 +32,6 @@ SAMPLE_SECONDS = 0.1  # between two looks at `rsock stat`
 ENTER_SECONDS = 1.0  # a connection seen for this long must have been on a fast path
 START_SECONDS = 10  # for a server to listen
 RUN_SECONDS = 60  # for a client to finish
-FILE_BYTES = 256 << 20
-FETCHES = 4
 ECHO = pathlib.Path(__file__).resolve().parent.parent / "examples" / "asyncio_echo.py"
 
 
@@ -40,8 +39,23 @@ class Failure(Exception):
     pass
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much the programs have to do."""
+    requests: tuple  # of redis: ((clients, requests), ...)
+    seconds: int  # of iperf3 and the echo
+    file_bytes: int  # that nginx serves
+    fetches: int
+
+
+WORK = Work(((1, 20000), (50, 100000)), 3, 256 << 20, 4)
+
+
 class Runner:
     """Starts programs, plain or under rsock, each in a session of its own, and ends only those."""
+
+    work = WORK
+    address = "127.0.0.1"  # of the servers
 
     def __init__(self, folder, rsock=None):
         self.folder = folder
@@ -77,6 +91,32 @@ class Runner:
             raise Failure(f"{argv[0]} exited with status {child.returncode}:\n{out}{err}")
         return out
 
+    @staticmethod
+    def free_port():
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            return s.getsockname()[1]
+
+    def config(self, name, text):
+        """A file for a server; its path."""
+        (self.folder / name).write_text(text)
+        return self.folder / name
+
+    def served_digest(self):
+        return digest(self.folder / "www" / "file")
+
+    def fetched_digest(self, path):
+        """Of a file that a client has written, which is removed."""
+        found = digest(path)
+        path.unlink()
+        return found
+
+    def streams(self):
+        """What `rsock stat` says of the connections of these programs."""
+        out = subprocess.run([self.prefix[0], "stat", "--json"], check=True,
+                             stdout=subprocess.PIPE).stdout
+        return [s for s in json.loads(out) if s["local"] and self.owns(s["pid"])]
+
     def owns(self, pid):
         try:
             return os.getsid(pid) in {child.pid for child in self.children}
@@ -98,9 +138,10 @@ class Runner:
 class Watcher:
     """Asks `rsock stat` which paths the connections of a runner's programs are on."""
 
-    def __init__(self, rsock, runner):
-        self.command = [rsock, "stat", "--json"]
+    def __init__(self, runner, every=SAMPLE_SECONDS, patience=ENTER_SECONDS):
         self.runner = runner
+        self.every = every
+        self.patience = patience
         self.connections = {}  # both ends' addresses -> Connection
         self.error = None
         self.stop = threading.Event()
@@ -118,25 +159,24 @@ class Watcher:
         while not self.stop.is_set():
             try:
                 self.look()
-            except (subprocess.CalledProcessError, ValueError, KeyError) as error:
+            except (subprocess.CalledProcessError, ValueError, KeyError, Failure) as error:
                 self.error = error
                 return
-            self.stop.wait(SAMPLE_SECONDS)
+            self.stop.wait(self.every)
 
     def look(self):
-        out = subprocess.run(self.command, check=True, stdout=subprocess.PIPE).stdout
+        found = self.runner.streams()
         now = time.monotonic()
-        for stream in json.loads(out):
-            if stream["local"] and self.runner.owns(stream["pid"]):
-                ends = frozenset((stream["local"], stream["peer"]))
-                self.connections.setdefault(ends, Connection(now)).see(stream, now)
+        for stream in found:
+            ends = frozenset((stream["local"], stream["peer"]))
+            self.connections.setdefault(ends, Connection(now)).see(stream, now)
 
     def verdict(self):
         """The paths in a word or two, such as "shm x50"; Failure if one was never fast."""
         if self.error:
             raise Failure(f"`rsock stat` failed: {self.error}")
         connections = self.connections.values()
-        slow = [c for c in connections if c.path == "tcp" and c.seconds() >= ENTER_SECONDS]
+        slow = [c for c in connections if c.path == "tcp" and c.seconds() >= self.patience]
         if slow:
             raise Failure("not on a fast path under rsock:\n" +
                           "\n".join(f"  {c.describe()}" for c in slow))
@@ -181,21 +221,15 @@ def listens(port):
     return False
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 # ---- the programs: each returns [(title, figure, unit)] ----
 
 def redis(runner):
-    port = free_port()
-    runner.serve(["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
-                  "--appendonly", "no", "--dir", runner.folder], port)
+    port = runner.free_port()
+    runner.serve(["redis-server", "--port", port, "--bind", runner.address, "--save", "",
+                  "--appendonly", "no", "--protected-mode", "no", "--dir", runner.folder], port)
     figures = []
-    for clients, requests in ((1, 20000), (50, 100000)):
-        out = runner.ask(["redis-benchmark", "-h", "127.0.0.1", "-p", port, "-t", "set,get",
+    for clients, requests in runner.work.requests:
+        out = runner.ask(["redis-benchmark", "-h", runner.address, "-p", port, "-t", "set,get",
                           "-c", clients, "-n", requests, "--csv"])
         for row in csv.DictReader(out.splitlines()):
             figures.append((f"redis {row['test']}, {clients} client{'s' * (clients > 1)}",
@@ -204,18 +238,19 @@ def redis(runner):
 
 
 def iperf3(runner):
-    port = free_port()
+    port = runner.free_port()
     runner.serve(["iperf3", "-s", "-1", "-p", port], port)
-    out = json.loads(runner.ask(["iperf3", "-c", "127.0.0.1", "-p", port, "-t", 3, "-J"]))
+    out = json.loads(runner.ask(["iperf3", "-c", runner.address, "-p", port,
+                                 "-t", runner.work.seconds, "-J"]))
     if "error" in out:
         raise Failure(f"iperf3: {out['error']}")
     return [("iperf3, 1 stream", out["end"]["sum_received"]["bits_per_second"] / 1e9, "Gbit/s")]
 
 
-def nginx(runner):
-    port = free_port()
-    config = runner.folder / "nginx.conf"
-    config.write_text(f"""\
+def serve_file(runner):
+    """nginx, and the URL of its file."""
+    port = runner.free_port()
+    config = runner.config("nginx.conf", f"""\
 daemon off;
 {"user root;" if os.getuid() == 0 else ""}
 worker_processes 1;
@@ -231,32 +266,37 @@ http {{
     uwsgi_temp_path .;
     scgi_temp_path .;
     server {{
-        listen 127.0.0.1:{port};
+        listen {runner.address}:{port};
         root www;
     }}
 }}
 """)
     runner.serve(["nginx", "-p", runner.folder, "-c", config, "-e", "stderr"], port)
-    copies = [runner.folder / f"copy{i}" for i in range(FETCHES)]
+    return f"http://{runner.address}:{port}/file"
+
+
+def nginx(runner):
+    url, work = serve_file(runner), runner.work
+    copies = [runner.folder / f"copy{i}" for i in range(work.fetches)]
     argv = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*",
             "--write-out", "%{size_download} %{time_total}\n"]
     for copy in copies:
-        argv += ["--output", copy, f"http://127.0.0.1:{port}/file"]
+        argv += ["--output", copy, url]
     fetched = [line.split() for line in runner.ask(argv).splitlines()]
-    want = digest(runner.folder / "www" / "file")
+    want = runner.served_digest()
     for copy in copies:
-        if digest(copy) != want:
+        if runner.fetched_digest(copy) != want:
             raise Failure(f"nginx and curl: {copy.name} is not the file that was served")
-        copy.unlink()
     size = sum(int(words[0]) for words in fetched)
     seconds = sum(float(words[1]) for words in fetched)
-    return [(f"nginx to curl, {FILE_BYTES >> 20} MiB, SHA-256 equal", size / seconds / 1e6, "MB/s")]
+    return [(f"nginx to curl, {work.file_bytes >> 20} MiB, SHA-256 equal", size / seconds / 1e6,
+             "MB/s")]
 
 
 def asyncio(runner):
-    port = free_port()
-    runner.serve(["/usr/bin/python3", ECHO, "server", port], port)
-    out = runner.ask(["/usr/bin/python3", ECHO, "client", port, 3])
+    where = f"{runner.address}:{runner.free_port()}"
+    runner.serve(["/usr/bin/python3", ECHO, "server", where], int(where.rsplit(":", 1)[1]))
+    out = runner.ask(["/usr/bin/python3", ECHO, "client", where, runner.work.seconds])
     return [("python asyncio echo, 64 B", float(out.split()[0]), "/s")]
 
 
@@ -272,7 +312,7 @@ def make_file(folder):
     (folder / "www").mkdir()
     block = os.urandom(1 << 20)
     with open(folder / "www" / "file", "wb") as file:
-        for i in range(FILE_BYTES >> 20):
+        for i in range(WORK.file_bytes >> 20):
             file.write(i.to_bytes(8, "little") + block[8:])
 
 
@@ -282,7 +322,7 @@ def run_pair(pair, folder, rsock=None):
     try:
         if not rsock:
             return pair(runner), None
-        with Watcher(rsock, runner) as watcher:
+        with Watcher(runner) as watcher:
             figures = pair(runner)
         return figures, watcher.verdict()
     except Failure as failure:

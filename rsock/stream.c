@@ -842,7 +842,9 @@ void rs_stream_leave(struct rs_stream *s, uint8_t why, bool handover)
 		return;
 	if (handover)
 		s->handover = true;
-	s->why = why;
+	/* When both leave a dead link, the peer's RESUME is not the reason. */
+	if (why != RS_REASON_PEER_LEFT || s->why != RS_REASON_LINK_LOST)
+		s->why = why;
 	tx_leave(s);
 	if (s->rx == RS_RX_ARMED && !s->rx_ok_sent) {
 		msg(s, RS_MSG_NAK, s->rx_epoch, s->rx_n);

@@ -22,7 +22,7 @@ INSTRUCTION_ROUNDS = 2  # callgrind counts instead of measuring time
 CALLGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
 # Under callgrind on a busy machine the client needs more than the 2 s that a server waits for it.
 PATIENT = {"RSOCK_WINDOW_MS": "60000"}
-RDMA_PART = 0.95  # of the messages that the longer run has more
+RDMA_PART = 0.9  # at least, of the messages that the longer run has more: the error is below 10 %
 
 # The columns of the tables.
 VERBS = Variant("verbs", "ib_write")

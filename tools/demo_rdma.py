@@ -197,8 +197,8 @@ def cut(lab):
     lab.reset()
     make_file(lab, CUT_FILE_MIB)
     a, b = lab.hosts
-    print(bold(f"\n  nginx to curl under rsock, {CUT_FILE_MIB} MiB at {CUT_RATE_MIB} MiB/s; RoCE is "
-               "blocked in the middle:"), flush=True)
+    print(bold(f"\n  nginx to curl under rsock, {CUT_FILE_MIB} MiB at {CUT_RATE_MIB} MiB/s; RoCE "
+               "is blocked in the middle:"), flush=True)
     t = Transfer(lab)
     t.until(lambda s: s["rx_path"] == "rdma" and t.seconds() > CUT_AFTER, 2 * ENTER_SECONDS,
             "not on RDMA")
@@ -234,10 +234,10 @@ def main():
         with Lab(2) as lab:
             a, b = lab.hosts
             release = a.run(["uname", "-r"], check=True).stdout.strip()
-            print(f"  Two User-Mode Linux hosts ({release}), {a.ip} and {b.ip}, each with a Soft-RoCE "
-                  f"device ({a.device}).\n  Soft-RoCE is slower than kernel TCP here: this shows "
-                  "paths and safety. For speed, compare rsock\n  with raw verbs on the same "
-                  "devices: make bench-lab.\n")
+            print(f"  Two User-Mode Linux hosts ({release}), {a.ip} and {b.ip}, each with a "
+                  f"Soft-RoCE device ({a.device}).\n  Soft-RoCE is slower than kernel TCP here: "
+                  "this shows paths and safety. For speed, compare rsock\n  with raw verbs on the "
+                  "same devices: make bench-lab.\n")
             make_file(lab, WORK.file_bytes >> 20)
             show_pairs(lab)
             cut(lab)

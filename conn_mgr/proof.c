@@ -12,6 +12,8 @@
 
 #include "rsock/sys.h"
 
+#define NETDEVS 256u /* numbers that are tried */
+
 static int diag_fd = -1;
 
 static int open_diag(void)
@@ -29,7 +31,7 @@ static int open_diag(void)
 	return 0;
 }
 
-int64_t rs_proof_inode(const struct rs_tuple *t, bool server_end)
+static int64_t ask(const struct rs_tuple *t, bool server_end, uint32_t netdev)
 {
 	static uint32_t seq;
 	struct {
@@ -58,6 +60,7 @@ int64_t rs_proof_inode(const struct rs_tuple *t, bool server_end)
 	req.r.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
 	req.r.id.idiag_sport = htons(server_end ? t->server_port : t->client_port);
 	req.r.id.idiag_dport = htons(server_end ? t->client_port : t->server_port);
+	req.r.id.idiag_if = netdev;
 	memcpy(req.r.id.idiag_src, server_end ? t->server_ip : t->client_ip, addr_len);
 	memcpy(req.r.id.idiag_dst, server_end ? t->client_ip : t->server_ip, addr_len);
 	r = rs_sys6(SYS_sendto, diag_fd, (long)&req, sizeof(req), MSG_NOSIGNAL, 0, 0);
@@ -85,6 +88,18 @@ int64_t rs_proof_inode(const struct rs_tuple *t, bool server_end)
 			return -ENOENT;
 		return m->idiag_inode;
 	}
+}
+
+int64_t rs_proof_inode(const struct rs_tuple *t, bool server_end)
+{
+	int64_t inode = ask(t, server_end, 0);
+	bool link_local =
+		t->family == 6 && t->server_ip[0] == 0xfe && (t->server_ip[1] & 0xc0) == 0x80;
+
+	/* Such a connection belongs to a netdev, which its addresses do not say. */
+	for (uint32_t netdev = 1; link_local && inode == -ENOENT && netdev <= NETDEVS; netdev++)
+		inode = ask(t, server_end, netdev);
+	return inode;
 }
 
 int rs_proof_handle(int fd)

@@ -17,6 +17,7 @@
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
+#define REMOTE_WINDOW 5 /* times as long */
 #define BUCKETS 4096u
 #define BACKOFF_MAX_MS 100u
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
@@ -109,7 +110,7 @@ static uint32_t bucket(const uint8_t ip[16], uint16_t port)
 
 /*
  * Who claims from another host may have to wait until all workers have loaded the RDMA libraries, and
- * is then sent from one to the other.
+ * is then sent from one to the other. On a busy host to load them alone takes seconds.
  */
 static uint64_t window(const struct rs_conn *c)
 {
@@ -117,7 +118,7 @@ static uint64_t window(const struct rs_conn *c)
 	const uint8_t *ip = c->tuple.client_ip;
 	bool local = c->tuple.family == 4 ? ip[0] == 127 : memcmp(ip, one, 16) == 0;
 
-	return (uint64_t)rs_config.window_ms * (local || !rs_rdma_likely() ? 1 : 2);
+	return (uint64_t)rs_config.window_ms * (local || !rs_rdma_likely() ? 1 : REMOTE_WINDOW);
 }
 
 void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)

@@ -100,10 +100,8 @@ void rs_conn_ring(struct rs_conn *c)
 	if (__atomic_load_n(&c->sleepers, __ATOMIC_SEQ_CST))
 		rs_futex_wake(&c->news, INT_MAX, true);
 	if (c->bound) {
-		if (__atomic_exchange_n(&c->ch.mine->rx_wait, 0, __ATOMIC_SEQ_CST))
-			rs_futex_wake(&c->ch.mine->rx_wait, INT_MAX, false);
-		if (__atomic_exchange_n(&c->ch.mine->tx_wait, 0, __ATOMIC_SEQ_CST))
-			rs_futex_wake(&c->ch.mine->tx_wait, INT_MAX, false);
+		rs_slot_wake(c->ch.link, &c->ch.mine->rx_wait);
+		rs_slot_wake(c->ch.link, &c->ch.mine->tx_wait);
 	}
 	for (struct rs_watch *w = c->watches; w; w = w->next)
 		w->changed(w, c);

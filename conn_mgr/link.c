@@ -337,6 +337,17 @@ static void remote_event(struct rs_source *s, uint32_t events)
 	rs_link_look(l);
 }
 
+/* By any thread. */
+static void watch_channel(struct rs_remote *r, bool on)
+{
+	struct rs_link *l =
+		(struct rs_link *)(void *)((char *)r->link - offsetof(struct rs_link, shm));
+
+	rs_control_watch(r->ops->fd(r->qp), on ? EPOLLIN | EPOLLET : 0, &l->source);
+	if (!on)
+		rs_control_due(rs_now_ms() + RS_REMOTE_LEASE_MS);
+}
+
 struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 				   const struct rs_tuple *t, uint16_t port)
 {
@@ -346,7 +357,7 @@ struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *
 		return NULL;
 	l->source.event = remote_event;
 	l->sock = -1;
-	l->shm.remote = rs_remote_new(ops, qp, &l->shm);
+	l->shm.remote = rs_remote_new(ops, qp, &l->shm, watch_channel);
 	l->ends = *t;
 	if (port) {
 		l->initiator = true;
@@ -354,7 +365,7 @@ struct rs_link *rs_link_new_remote(const struct rs_rdma_ops *ops, struct rs_qp *
 		snprintf(l->name, sizeof(l->name), "rdma port %u", port);
 	}
 	if (!l->shm.remote || rs_link_add_segment(l) != 0 ||
-	    (!port && rs_control_watch(ops->fd(qp), EPOLLIN, &l->source) != 0)) {
+	    (!port && rs_control_watch(ops->fd(qp), EPOLLIN | EPOLLET, &l->source) != 0)) {
 		if (l->shm.nmine)
 			rs_link_drop_segment(l->shm.mine[0], -1);
 		l->shm.nmine = 0;
@@ -373,7 +384,7 @@ void rs_link_remote_up(struct rs_link *l)
 
 	if (!l->initiator)
 		return;
-	if (rs_control_watch(r->ops->fd(r->qp), EPOLLIN, &l->source) != 0) {
+	if (rs_control_watch(r->ops->fd(r->qp), EPOLLIN | EPOLLET, &l->source) != 0) {
 		rs_link_failed(l, ENOMEM);
 		return;
 	}
@@ -485,6 +496,8 @@ void rs_links_forget(void)
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (l->sock >= 0)
 			rs_fd_close(l->sock);
+		if (l->shm.remote)
+			rs_remote_forget(l->shm.remote);
 		if (l->ring_sock >= 0)
 			rs_fd_close(l->ring_sock);
 		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote && !l->dead; s++)

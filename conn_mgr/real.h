@@ -82,6 +82,11 @@
 	X(int, setns, (int, int))                                                                \
 	X(void, pthread_exit, (void *))                                                          \
 	X(void, _exit, (int))                                                                    \
+	X(int, sigaction, (int, const struct sigaction *, struct sigaction *))                   \
+	X(sighandler_t, signal, (int, sighandler_t))                                             \
+	X(sighandler_t, sysv_signal, (int, sighandler_t))                                        \
+	X(sighandler_t, sigset, (int, sighandler_t))                                             \
+	X(int, siginterrupt, (int, int))                                                         \
 	X(int, vdprintf, (int, const char *, va_list))
 
 struct rs_real {

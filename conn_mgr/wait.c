@@ -12,6 +12,7 @@
 #include "conn_mgr/conn_edge.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/real.h"
+#include "conn_mgr/signals.h"
 #include "rsock/config.h"
 #include "rsock/sys.h"
 
@@ -37,6 +38,7 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->busy = false;
 	w->sleeps = false;
 	w->rests = false;
+	w->leads = false;
 	w->slot = -1;
 	w->end = 0;
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
@@ -183,7 +185,9 @@ static void cancelled(void *arg)
 {
 	struct rs_waiter *w = arg;
 
-	if (w->rests)
+	if (w->rests && w->leads)
+		rs_remote_led(w->c->ch.remote, true, true);
+	else if (w->rests)
 		rs_remote_awake(w->c->ch.remote);
 	if (w->sleeps)
 		__atomic_fetch_sub(&w->c->sleepers, 1, __ATOMIC_SEQ_CST);
@@ -360,18 +364,75 @@ static int wait_news(struct rs_waiter *w)
 	return r;
 }
 
-/* A queue pair needs to know who sleeps. */
-static void rest(struct rs_waiter *w, bool sleeps)
+static int leader_poll(struct rs_waiter *w, struct pollfd p[2], int ms)
 {
-	struct rs_remote *r = w->c->ch.remote;
+	int r;
 
-	if (!r || w->rests == sleeps)
-		return;
-	w->rests = sleeps;
-	if (sleeps)
-		rs_remote_rest(r);
-	else
-		rs_remote_awake(r);
+	pthread_cleanup_push(cancelled, w);
+	r = rs_real.poll(p, 2, ms);
+	pthread_cleanup_pop(0);
+	return r < 0 ? -errno : r;
+}
+
+/* As sleep_on(), on the queue pair's own channel. */
+static int sleep_leading(struct rs_waiter *w, struct pollfd p[2])
+{
+	int ms = -1, saved = errno, r;
+
+	if (w->timed) {
+		uint64_t now = rs_now_ns();
+
+		if (now >= w->end)
+			return -EAGAIN;
+		ms = (int)((w->end - now + 999999) / 1000000);
+	}
+	r = leader_poll(w, p, ms);
+	errno = saved;
+	if (r == -EINTR && !w->timed && !w->partial && rs_signals_agree() == RS_SIGNALS_RESTART)
+		return 0;
+	return r == 0 ? -EAGAIN : r < 0 ? r : 0;
+}
+
+/* Poll() is never restarted after a handler; nor is a call with a time-out, or with some bytes moved. */
+static bool may_lead(const struct rs_waiter *w)
+{
+	return w->timed || w->partial || rs_signals_agree() != RS_SIGNALS_MIXED;
+}
+
+/*
+ * Sleeps until `word`, one of the slot's, is woken; `look` says whether that is needed. A queue pair
+ * needs to know who sleeps.
+ */
+static int sleep_in_slot(struct rs_waiter *w, uint32_t *word, bool (*look)(struct rs_waiter *w))
+{
+	struct rs_remote *remote = w->c->ch.remote;
+	struct pollfd p[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	uint32_t flag = RS_SLEEP_FUTEX, val;
+	int r = 0, fds[2];
+
+	if (remote) {
+		w->leads = rs_remote_rest(remote, may_lead(w), fds);
+		w->rests = true;
+	}
+	if (w->leads) {
+		flag = RS_SLEEP_LEADS;
+		p[0].fd = fds[0];
+		p[1].fd = fds[1];
+	}
+	/* Other threads may sleep there too. */
+	val = __atomic_fetch_or(word, flag, __ATOMIC_SEQ_CST) | flag;
+	if (!look(w))
+		r = w->leads ? sleep_leading(w, p) : sleep_on(w, word, val, false);
+	if (w->leads)
+		__atomic_fetch_and(word, ~flag,
+				   __ATOMIC_SEQ_CST); /* our own poll need not wake us */
+	if (w->leads)
+		rs_remote_led(remote, p[0].revents != 0, p[1].revents != 0);
+	else if (remote)
+		rs_remote_awake(remote);
+	w->rests = false;
+	w->leads = false;
+	return r;
 }
 
 static bool ring_has(struct rs_conn *c)
@@ -408,28 +469,29 @@ static bool spin_ring(struct rs_waiter *w, uint64_t end)
 	return found;
 }
 
+static bool rx_news(struct rs_waiter *w)
+{
+	return ring_has(w->c) || __atomic_load_n(&w->c->news, __ATOMIC_SEQ_CST) != w->news;
+}
+
+static bool tx_news(struct rs_waiter *w)
+{
+	return rs_chan_tx_room_now(&w->c->ch) ||
+	       __atomic_load_n(&w->c->news, __ATOMIC_SEQ_CST) != w->news;
+}
+
 static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
-	struct rs_shm_slot *s = c->ch.mine;
-	uint32_t spin = rs_spin_us(c);
 	uint64_t start = rs_ticks();
+	uint32_t spin = rs_spin_us(c), most = rs_spin_most(c->ch.remote != NULL);
 	int r;
 
 	if (spin && spin_ring(w, start + spin * rs_ticks_per_us()))
 		return 0;
-	__atomic_store_n(&s->rx_wait, 1, __ATOMIC_SEQ_CST);
-	rest(w, true);
-	if (ring_has(c) || __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news) {
-		rest(w, false);
-		return 0;
-	}
-	r = sleep_on(w, &s->rx_wait, 1, false);
-	rest(w, false);
+	r = sleep_in_slot(w, &c->ch.mine->rx_wait, rx_news);
 	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
-	__atomic_store_n(&c->spin,
-			 rs_spin_next(spin, rs_ticks() - start, rs_spin_most(c->ch.remote != NULL)),
-			 __ATOMIC_RELAXED);
+	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start, most), __ATOMIC_RELAXED);
 	return r;
 }
 
@@ -515,15 +577,7 @@ int rs_wait_tx(struct rs_waiter *w, enum rs_wait how)
 	if (!rs_waiter_blocks(w))
 		return -EAGAIN;
 	if (how == RS_WAIT_ROOM) {
-		uint32_t *word = &c->ch.mine->tx_wait;
-
-		__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
-		rest(w, true);
-		r = 0;
-		if (!rs_chan_tx_room_now(&c->ch) &&
-		    __atomic_load_n(&c->news, __ATOMIC_SEQ_CST) == w->news)
-			r = sleep_on(w, word, 1, false);
-		rest(w, false);
+		r = sleep_in_slot(w, &c->ch.mine->tx_wait, tx_news);
 	} else {
 		r = wait_news(w);
 	}

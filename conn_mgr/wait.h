@@ -4,7 +4,8 @@
  *
  * Look, spin for a while if that tends to pay, then sleep where the kernel's own rules for signals,
  * SA_RESTART, time-outs and cancellation hold: in the kernel's recv/send while the stream is on TCP,
- * in a futex while it is on the fast path. No lock is held meanwhile.
+ * in a futex while it is on the fast path, or in poll() as the leader of a queue pair's sleepers
+ * (remote.h). No lock is held meanwhile.
  */
 #ifndef CONN_MGR_WAIT_H
 #define CONN_MGR_WAIT_H
@@ -38,7 +39,8 @@ struct rs_waiter {
 	bool in_tcp; /* c->in_tcp */
 	bool busy; /* c->busy */
 	bool sleeps; /* c->sleepers */
-	bool rests; /* the queue pair's sleepers */
+	bool rests; /* the queue pair's sleepers; */
+	bool leads; /* it is the leader of them */
 };
 
 void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo);

@@ -13,6 +13,7 @@
 
 #include "conn_mgr/control.h"
 #include "conn_mgr/real.h"
+#include "conn_mgr/signals.h"
 #include "preload/files.h"
 #include "preload/process.h"
 #include "preload/socket.h"
@@ -482,4 +483,82 @@ EXPORT int fclose(FILE *f)
 	if (fd >= 0 && !has_stream(fd))
 		rs_socket_forget(fd);
 	return rs_real.fclose(f);
+}
+
+/* ---- handlers: how they want calls to end that they interrupt ---- */
+
+__attribute__((constructor)) static void tell_of_handlers(void)
+{
+	rs_signals_changed();
+}
+
+EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+	int r;
+
+	rs_real_load();
+	r = rs_real.sigaction(sig, act, old);
+	if (act)
+		rs_signals_changed();
+	return r;
+}
+
+EXPORT sighandler_t signal(int sig, sighandler_t handler)
+{
+	sighandler_t r;
+
+	rs_real_load();
+	r = rs_real.signal(sig, handler);
+	rs_signals_changed();
+	return r;
+}
+
+EXPORT sighandler_t sysv_signal(int sig, sighandler_t handler)
+{
+	sighandler_t r;
+
+	rs_real_load();
+	r = rs_real.sysv_signal(sig, handler);
+	rs_signals_changed();
+	return r;
+}
+
+EXPORT sighandler_t sigset(int sig, sighandler_t handler)
+{
+	sighandler_t r;
+
+	rs_real_load();
+	r = rs_real.sigset(sig, handler);
+	rs_signals_changed();
+	return r;
+}
+
+EXPORT int siginterrupt(int sig, int flag)
+{
+	int r;
+
+	rs_real_load();
+	r = rs_real.siginterrupt(sig, flag);
+	rs_signals_changed();
+	return r;
+}
+
+EXPORT int __sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+	return sigaction(sig, act, old);
+}
+
+EXPORT sighandler_t bsd_signal(int sig, sighandler_t handler)
+{
+	return signal(sig, handler);
+}
+
+EXPORT sighandler_t ssignal(int sig, sighandler_t handler)
+{
+	return signal(sig, handler);
+}
+
+EXPORT sighandler_t __sysv_signal(int sig, sighandler_t handler)
+{
+	return sysv_signal(sig, handler);
 }

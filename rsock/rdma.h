@@ -7,8 +7,8 @@
  * machine that has none loses nothing else.
  *
  * A queue pair (reliable connected) carries messages (RS_MSG_MAX bytes at most) and RDMA writes in
- * one order. CM calls and events are for one thread (the control thread). post_*, poll and arm of
- * one queue pair need a lock of the caller.
+ * one order. CM calls and events are for one thread (the control thread). Of one queue pair the post_*
+ * need a lock of the caller, and poll, disarm and arm another one.
  *
  * Errors are returned as -errno. Those that stand for something of this host:
  *   ENODEV         no RDMA port serves the route, or there is no device at all

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 
 #include "rsock/bell.h"
@@ -14,7 +15,7 @@
 #define LEN_BITS 18
 #define LEN_MASK ((1u << LEN_BITS) - 1)
 #define BATCH 16
-#define LEASE_MS 8
+#define AGAIN_MS 1 /* when somebody else is polling */
 
 _Static_assert(RS_REMOTE_CUT <= LEN_MASK, "a length fits the immediate data");
 _Static_assert(RS_REMOTE_STREAMS <= 1u << (32 - LEN_BITS), "and a stream number beside it");
@@ -27,7 +28,8 @@ struct rs_remote_msg {
 };
 
 struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
-				struct rs_shm_link *link)
+				struct rs_shm_link *link,
+				void (*watch)(struct rs_remote *r, bool on))
 {
 	struct rs_remote *r = calloc(1, sizeof(*r));
 
@@ -38,7 +40,10 @@ struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 	r->link = link;
 	r->in_tail = &r->in;
 	r->out_tail = &r->out;
+	r->wake_fd = -1;
+	r->watch = watch;
 	r->armed = true; /* queue pairs begin so (rdma/verbs.c) */
+	r->watched = true;
 	return r;
 }
 
@@ -85,6 +90,7 @@ void rs_remote_close(struct rs_remote *r)
 {
 	struct rs_qp *qp;
 
+	rs_lock(&r->cq_lock);
 	rs_lock(&r->lock);
 	qp = r->qp;
 	r->qp = NULL;
@@ -103,6 +109,7 @@ void rs_remote_close(struct rs_remote *r)
 		r->ops->drop(qp);
 	}
 	rs_unlock(&r->lock);
+	rs_unlock(&r->cq_lock);
 }
 
 void rs_remote_free(struct rs_remote *r)
@@ -111,6 +118,7 @@ void rs_remote_free(struct rs_remote *r)
 		give_back(&r->chunk[i].in);
 		give_back(&r->chunk[i].out);
 	}
+	rs_remote_forget(r);
 	free(r);
 }
 
@@ -179,7 +187,7 @@ static void flush_messages(struct rs_remote *r)
 		struct rs_remote_msg *m = r->out;
 
 		if (r->ops->post_msg(r->qp, m->bytes, m->len) != 0)
-			return;
+			break;
 		r->out = m->next;
 		if (!r->out)
 			r->out_tail = &r->out;
@@ -228,13 +236,18 @@ static void done(void *arg, const struct rs_rdma_done *d)
 			broken(r); /* a lost message could stop a stream for ever: leave all */
 			break;
 		}
+		rs_lock(&r->lock);
 		*r->in_tail = m;
 		r->in_tail = &m->next;
+		__atomic_store_n(&r->any_in, true, __ATOMIC_RELAXED);
+		rs_unlock(&r->lock);
 		rs_bell_ring(1);
 		break;
 	case RS_RDMA_ROOM:
+		rs_lock(&r->lock);
 		flush_messages(r);
-		r->room = true;
+		__atomic_store_n(&r->room, true, __ATOMIC_RELAXED);
+		rs_unlock(&r->lock);
 		rs_bell_ring(1);
 		break;
 	case RS_RDMA_BROKEN:
@@ -250,7 +263,7 @@ static uint32_t unlock(struct rs_remote *r)
 
 	memcpy(wake, r->wake, n * sizeof(*wake));
 	r->wakes = 0;
-	rs_unlock(&r->lock);
+	rs_unlock(&r->cq_lock);
 	for (uint32_t i = 0; i < n; i++)
 		woken += rs_shm_wake(r->link, wake[i] >> 1, wake[i] & 1);
 	return woken;
@@ -269,7 +282,8 @@ bool rs_remote_progress(struct rs_remote *r)
 {
 	bool any;
 
-	if (rs_lock_mine(&r->lock) || !rs_trylock(&r->lock))
+	/* A handler may have interrupted this thread's own poll or post. */
+	if (rs_lock_mine(&r->lock) || !rs_trylock(&r->cq_lock))
 		return true;
 	any = poll_all(r);
 	r->polled += any;
@@ -286,8 +300,18 @@ static void arm(struct rs_remote *r)
 		return;
 	}
 	__atomic_store_n(&r->armed, true, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&r->lease, 0, __ATOMIC_RELAXED);
 	poll_all(r); /* what came before does not count */
+}
+
+static void guard(struct rs_remote *r)
+{
+	arm(r);
+	if (!r->qp || r->broken)
+		return;
+	if (!r->watched)
+		r->watch(r, true);
+	r->watched = true;
+	__atomic_store_n(&r->lease, 0, __ATOMIC_RELAXED);
 }
 
 static bool bell_asleep(const struct rs_remote *r)
@@ -298,9 +322,10 @@ static bool bell_asleep(const struct rs_remote *r)
 	return false;
 }
 
-/* Somebody else than `woken` threads, who are about to be awake, sleeps. */
+/* Somebody else than the leader and `woken` threads, who are about to be awake, sleeps. */
 static bool anybody_sleeps(const struct rs_remote *r, uint32_t woken)
 {
+	woken += __atomic_load_n(&r->leader, __ATOMIC_SEQ_CST);
 	return __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) > woken || bell_asleep(r);
 }
 
@@ -318,15 +343,43 @@ void rs_remote_unspin(struct rs_remote *r)
 
 void rs_remote_arm(struct rs_remote *r)
 {
-	rs_lock(&r->lock);
-	arm(r);
+	rs_lock(&r->cq_lock);
+	guard(r);
 	unlock(r);
 }
 
-void rs_remote_rest(struct rs_remote *r)
+/* Under cq_lock. */
+static bool lead(struct rs_remote *r, int fds[2])
 {
+	if (r->leader || !r->qp || r->broken || anybody_sleeps(r, 1))
+		return false;
+	if (r->wake_fd < 0)
+		r->wake_fd = rs_fd_hide((int)rs_sys2(SYS_eventfd2, 0, EFD_NONBLOCK | EFD_CLOEXEC));
+	if (r->wake_fd < 0)
+		return false;
+	fds[0] = r->ops->fd(r->qp);
+	fds[1] = r->wake_fd;
+	arm(r);
+	if (r->watched) {
+		__atomic_store_n(&r->lease, rs_now_ms() + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
+		r->watch(r, false);
+		r->watched = false;
+	}
+	__atomic_store_n(&r->leader, true, __ATOMIC_SEQ_CST);
+	return true;
+}
+
+bool rs_remote_rest(struct rs_remote *r, bool may, int fds[2])
+{
+	bool leads;
+
 	__atomic_fetch_add(&r->resting, 1, __ATOMIC_SEQ_CST);
-	rs_remote_arm(r);
+	rs_lock(&r->cq_lock);
+	leads = may && lead(r, fds);
+	if (!leads)
+		guard(r);
+	unlock(r);
+	return leads;
 }
 
 void rs_remote_awake(struct rs_remote *r)
@@ -334,14 +387,58 @@ void rs_remote_awake(struct rs_remote *r)
 	__atomic_fetch_sub(&r->resting, 1, __ATOMIC_SEQ_CST);
 }
 
-uint64_t rs_remote_event(struct rs_remote *r)
+void rs_remote_led(struct rs_remote *r, bool event, bool rung)
 {
 	uint32_t woken;
 
-	rs_lock(&r->lock);
+	rs_lock(&r->cq_lock);
+	__atomic_store_n(&r->leader, false, __ATOMIC_SEQ_CST);
+	if (rung)
+		rs_eventfd_clear(r->wake_fd);
+	if (event && r->qp) {
+		r->ops->disarm(r->qp);
+		if (r->watched) {
+			/* It was taken for one that does not come back, or slept through a lease. */
+			__atomic_store_n(&r->lease, rs_now_ms() + RS_REMOTE_LEASE_MS,
+					 __ATOMIC_RELAXED);
+			r->watch(r, false);
+			r->watched = false;
+		}
+		__atomic_store_n(&r->armed, false, __ATOMIC_SEQ_CST);
+	}
+	r->polled += poll_all(r);
+	woken = unlock(r);
+	rs_remote_awake(r);
+	if (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, woken))
+		rs_remote_arm(r);
+}
+
+void rs_remote_wake_leader(struct rs_remote *r)
+{
+	rs_eventfd_ring(r->wake_fd);
+}
+
+void rs_remote_forget(struct rs_remote *r)
+{
+	if (r->wake_fd >= 0)
+		rs_fd_close(r->wake_fd);
+	r->wake_fd = -1;
+}
+
+uint64_t rs_remote_event(struct rs_remote *r)
+{
+	uint64_t now = rs_now_ms();
+	uint32_t woken;
+
+	if (!rs_trylock(&r->cq_lock)) {
+		r->missed = true;
+		__atomic_store_n(&r->lease, now + AGAIN_MS, __ATOMIC_RELAXED);
+		return now + AGAIN_MS;
+	}
+	r->missed = false;
 	if (r->qp) {
 		r->ops->disarm(r->qp);
-		__atomic_store_n(&r->lease, rs_now_ms() + LEASE_MS, __ATOMIC_RELAXED);
+		__atomic_store_n(&r->lease, now + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
 		__atomic_store_n(&r->armed, false, __ATOMIC_SEQ_CST);
 		poll_all(r);
 	}
@@ -354,17 +451,22 @@ uint64_t rs_remote_event(struct rs_remote *r)
 uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
 {
 	uint64_t lease = __atomic_load_n(&r->lease, __ATOMIC_RELAXED);
+	bool found;
 
+	if (r->missed && now >= lease)
+		return rs_remote_event(r);
 	if (!lease || now < lease)
 		return lease;
-	rs_lock(&r->lock);
-	if (r->polled == r->polled_then ||
-	    (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0))) {
-		arm(r);
-	} else {
-		poll_all(r);
-		r->lease = now + LEASE_MS;
+	if (!rs_trylock(&r->cq_lock)) {
+		__atomic_store_n(&r->lease, now + AGAIN_MS, __ATOMIC_RELAXED);
+		return now + AGAIN_MS;
 	}
+	found = poll_all(r);
+	if (r->polled == r->polled_then || (found && r->leader && !r->watched) ||
+	    (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0)))
+		guard(r);
+	else
+		__atomic_store_n(&r->lease, now + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
 	r->polled_then = r->polled;
 	lease = r->lease;
 	unlock(r);
@@ -406,12 +508,16 @@ bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len)
 {
 	struct rs_remote_msg *m;
 
+	if (!__atomic_load_n(&r->any_in, __ATOMIC_RELAXED))
+		return false;
 	rs_lock(&r->lock);
 	m = r->in;
 	if (m) {
 		r->in = m->next;
-		if (!r->in)
+		if (!r->in) {
 			r->in_tail = &r->in;
+			__atomic_store_n(&r->any_in, false, __ATOMIC_RELAXED);
+		}
 	}
 	rs_unlock(&r->lock);
 	if (!m)
@@ -426,21 +532,30 @@ bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len)
 
 static void stall(struct rs_remote *r, uint32_t id)
 {
-	r->stalled[id / 8] |= (uint8_t)(1u << id % 8);
+	__atomic_fetch_or(&r->stalled[id / 8], (uint8_t)(1u << id % 8), __ATOMIC_SEQ_CST);
+}
+
+/* This is a signal handler, inside this thread's own post: the control thread does it. */
+static bool deferred(struct rs_remote *r, uint32_t id)
+{
+	if (!rs_lock_mine(&r->lock))
+		return false;
+	stall(r, id);
+	__atomic_store_n(&r->room, true, __ATOMIC_SEQ_CST);
+	rs_bell_ring(1);
+	return true;
 }
 
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg)
 {
 	uint8_t stalled[sizeof(r->stalled)];
 
-	rs_lock(&r->lock);
-	if (!r->room) {
-		rs_unlock(&r->lock);
+	if (!__atomic_load_n(&r->room, __ATOMIC_RELAXED))
 		return;
-	}
-	r->room = false;
-	memcpy(stalled, r->stalled, sizeof(stalled));
-	memset(r->stalled, 0, sizeof(r->stalled));
+	rs_lock(&r->lock);
+	__atomic_store_n(&r->room, false, __ATOMIC_RELAXED);
+	for (uint32_t i = 0; i < sizeof(stalled); i++)
+		stalled[i] = __atomic_exchange_n(&r->stalled[i], 0, __ATOMIC_SEQ_CST);
 	rs_unlock(&r->lock);
 	for (uint32_t i = 0; i < sizeof(stalled); i++)
 		for (uint32_t bit = 0; stalled[i] >> bit; bit++)
@@ -452,7 +567,7 @@ void rs_remote_post(struct rs_chan *c)
 {
 	struct rs_remote *r = c->remote;
 
-	if (!c->open || c->posted == c->tail)
+	if (!c->open || c->posted == c->tail || deferred(r, c->id))
 		return;
 	rs_lock(&r->lock);
 	while (c->posted < c->tail && r->qp) {
@@ -490,7 +605,7 @@ void rs_remote_credit(struct rs_chan *c)
 	uint64_t head = c->head;
 	int e;
 
-	if (head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL))
+	if (head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL) || deferred(r, c->id))
 		return;
 	rs_lock(&r->lock);
 	if (r->qp) {

@@ -10,24 +10,32 @@
  * polls the completion queue moves its tail and wakes this process's waiters, as a peer process does
  * on a shm link.
  *
- * A receiver tells its head when a quarter of the ring was consumed, or at once when the sender
+ * A receiver tells its head when half of the ring was consumed, or at once when the sender
  * waits to close.
  *
  * Who polls: whoever waits. To arm the completion queue costs a system call, and so does each event,
  * so it is armed only for those who sleep. At any time it is
- *  - armed: the next completion wakes the control thread, which polls; or
- *  - on lease: the control thread comes by itself when the lease ends. It arms if somebody sleeps, or
+ *  - guarded: armed, and the control thread watches the completion channel: the next completion wakes
+ *    it, and it polls; or
+ *  - on lease: the control thread comes by itself when the lease ends. It guards if somebody sleeps, or
  *    if nobody has polled since it was there last; else the lease goes on.
- * It leaves the first state only in rs_remote_event(), which begins a lease under the lock, and the
- * second only by arming. So whatever completes is seen within a lease, whoever else does what. Nobody
- * who sleeps has to wait for that:
+ * It leaves the first state only in rs_remote_event(), which begins a lease under the lock, or when
+ * somebody else takes the channel over (below), which does the same, and the second only by guarding. So
+ * whatever completes is seen within a lease, whoever else does what. Nobody who sleeps has to wait for
+ * that:
  *  - A sleeper says so (`resting`, or its bell's `asleep`), then arms and polls under the lock, then
  *    looks again, then sleeps. What completed before that poll it sees; for what completes later the
  *    queue is armed.
- *  - rs_remote_event(), having disarmed, arms again at once if anybody sleeps still and nobody spins.
- *  - A spinning thread polls for all. When it stops, it arms if anybody sleeps. It says so first
+ *  - rs_remote_event(), having disarmed, guards again at once if anybody sleeps still and nobody spins.
+ *  - The only sleeper may sleep on the channel itself, so that no other thread has to run before it: it
+ *    leads. The control thread then does not watch. A leader that wakes polls; when it finds that others
+ *    sleep by now, it guards. One that never comes back (longjmp() out of a handler) is noticed when a
+ *    lease ends: completions came that it should have taken.
+ *  - A spinning thread polls for all. When it stops, it guards if anybody sleeps. It says so first
  *    (`spinning`) and looks at `armed` then, rs_remote_event() does it the other way round: one of them
  *    sees what the other did.
+ * The control thread never waits for `cq_lock`: a thread that spins takes it again at once, over and
+ * over. It comes again a moment later.
  * A poll wakes all whom its completions concern (rs_shm_wake()), and leaves what is for the control
  * thread (messages, room, a broken queue pair) in this struct and rings its bell.
  *
@@ -47,9 +55,10 @@
 
 #define RS_REMOTE_RING ((size_t)256 << 10)
 #define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
-#define RS_REMOTE_TELL (RS_REMOTE_RING / 4) /* bytes consumed that the sender is told of */
+#define RS_REMOTE_TELL (RS_REMOTE_RING / 2) /* bytes consumed that the sender is told of */
 #define RS_REMOTE_CHUNK 16u /* streams that get their memory together */
 #define RS_REMOTE_WAKES 64u
+#define RS_REMOTE_LEASE_MS 8u
 #define RS_REMOTE_STREAMS (RS_SHM_SEGMENTS * RS_SHM_SLOTS)
 
 /* Where the peer's memory for one stream is. */
@@ -66,7 +75,12 @@ struct rs_remote_chunk {
 struct rs_remote_msg;
 
 struct rs_remote {
-	struct rs_lock lock; /* the queue pair and the message queues; a leaf */
+	/*
+	 * Who posts does not wait for who polls: each has a lock, and may take `lock` under `cq_lock`.
+	 * Both are leaves otherwise.
+	 */
+	struct rs_lock cq_lock; /* polling and arming, the lease, `wake` */
+	struct rs_lock lock; /* posting, the message queues, `stalled` */
 	const struct rs_rdma_ops *ops;
 	struct rs_qp *qp;
 	struct rs_shm_link *link;
@@ -75,18 +89,30 @@ struct rs_remote {
 	uint32_t spinning; /* threads that poll by themselves */
 	uint32_t resting; /* threads that sleep on a slot */
 	bool armed;
+	bool watched; /* by the control thread */
+	bool leader; /* somebody sleeps on the channel, and is among `resting` */
+	int wake_fd; /* an eventfd that wakes the leader; -1: none yet */
+	void (*watch)(struct rs_remote *r,
+		      bool on); /* starts or stops the control thread's watching */
+	bool missed; /* an event of the channel that the control thread could not look at */
 	uint32_t polled, polled_then; /* polls that found something; as of the last timer */
-	uint64_t lease; /* ms: when the control thread comes by itself; 0: it is armed */
+	uint64_t lease; /* ms: when the control thread comes by itself; 0: guarded */
 	struct rs_remote_chunk chunk[RS_REMOTE_STREAMS / RS_REMOTE_CHUNK];
 	uint8_t stalled[RS_REMOTE_STREAMS / 8]; /* streams that found the send queue full */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
 	uint32_t wakes;
+	bool any_in;
 	struct rs_remote_msg *in, **in_tail, *out, **out_tail;
 };
 
-/* For the control thread. NULL: out of memory. */
+/*
+ * For the control thread, which watches the completion channel from the first rs_remote_event() on.
+ * `watch`: called to change that, by any thread under cq_lock; off, rs_remote_timer() is due in
+ * RS_REMOTE_LEASE_MS. NULL: out of memory.
+ */
 struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
-				struct rs_shm_link *link);
+				struct rs_shm_link *link,
+				void (*watch)(struct rs_remote *r, bool on));
 /* Ends the queue pair. Rings stay readable until rs_remote_free(). */
 void rs_remote_close(struct rs_remote *r);
 void rs_remote_free(struct rs_remote *r);
@@ -108,12 +134,20 @@ bool rs_remote_progress(struct rs_remote *r);
 /* This thread polls / does not any more. */
 void rs_remote_spin(struct rs_remote *r);
 void rs_remote_unspin(struct rs_remote *r);
-/* This thread is about to sleep until the control thread wakes it / is awake. After the first, look. */
-void rs_remote_rest(struct rs_remote *r);
+/*
+ * This thread is about to sleep until its slot is woken / is awake. After the first, look. True: it
+ * leads (if it `may`): it sleeps on both of fds[] (POLLIN), its slot is woken by rs_remote_wake_leader(),
+ * and in the end it calls rs_remote_led() instead; `event`, `rung`: fds[0], fds[1] were readable.
+ */
+bool rs_remote_rest(struct rs_remote *r, bool may, int fds[2]);
 void rs_remote_awake(struct rs_remote *r);
+void rs_remote_led(struct rs_remote *r, bool event, bool rung);
+void rs_remote_wake_leader(struct rs_remote *r);
+/* In a forked child: closes what it has inherited. */
+void rs_remote_forget(struct rs_remote *r);
 /* For who sleeps on a bell instead (its `asleep` says so). */
 void rs_remote_arm(struct rs_remote *r);
-/* Looks after the lease; when (ms) to come again, 0: it is armed. For the control thread. */
+/* Looks after the lease; when (ms) to come again, 0: guarded. For the control thread. */
 uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now);
 /* The completion channel is readable: when (ms) to call the timer, 0: never. For the control thread. */
 uint64_t rs_remote_event(struct rs_remote *r);

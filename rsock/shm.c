@@ -226,12 +226,20 @@ static void ring_bells(struct rs_chan *c, uint32_t mask)
 	}
 }
 
-/* How many threads slept there. */
-static uint32_t wake_futex(uint32_t *word)
+static void wake_futex(uint32_t *word)
 {
+	if (__atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST))
+		rs_futex_wake(word, INT_MAX, false);
+}
+
+uint32_t rs_slot_wake(struct rs_shm_link *l, uint32_t *word)
+{
+	uint32_t how = __atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST);
 	long n = 0;
 
-	if (__atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST))
+	if (how & RS_SLEEP_LEADS && l->remote)
+		rs_remote_wake_leader(l->remote);
+	if (how & RS_SLEEP_FUTEX)
 		n = rs_futex_wake(word, INT_MAX, false);
 	return n > 0 ? (uint32_t)n : 0;
 }
@@ -246,7 +254,7 @@ uint32_t rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx)
 	uint32_t woken = 0;
 
 	if (__atomic_load_n(futex, __ATOMIC_SEQ_CST))
-		woken = wake_futex(futex);
+		woken = rs_slot_wake(l, futex);
 	while (mask) {
 		uint32_t b = (uint32_t)__builtin_ctz(mask), when;
 

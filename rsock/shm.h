@@ -60,8 +60,9 @@ struct rs_shm_slot {
 	uint64_t head __attribute__((aligned(64)));
 	uint32_t rx_limit; /* the most that its program wants to have waiting (SO_RCVBUF); 0: any */
 	/* written by the slab's owner, swapped to 0 by the peer */
-	uint32_t rx_wait __attribute__((aligned(64))); /* futex: 1 while a receiver sleeps */
-	uint32_t tx_wait; /* futex: 1 while a sender (towards the peer) sleeps */
+	/* futexes: RS_SLEEP_* of a receiver, and of a sender (towards the peer); 0: none sleeps */
+	uint32_t rx_wait __attribute__((aligned(64)));
+	uint32_t tx_wait;
 	/* written by the slab's owner */
 	uint32_t rx_mask; /* bells to ring when bytes arrive */
 	uint32_t tx_mask; /* bells to ring when the peer has made room */
@@ -74,6 +75,11 @@ struct rs_shm_head {
 	uint8_t pad;
 	struct rs_shm_bell bells[RS_BELLS];
 	struct rs_shm_slot slot[RS_SHM_SLOTS];
+};
+
+enum {
+	RS_SLEEP_FUTEX = 1,
+	RS_SLEEP_LEADS = 2, /* on the queue pair's channel (remote.h) */
 };
 
 struct rs_remote;
@@ -148,6 +154,8 @@ void rs_shm_private_free(struct rs_shm_head *head);
  * bytes (`rx`) or for room. How many threads slept in the slot.
  */
 uint32_t rs_shm_wake(struct rs_shm_link *l, uint32_t id, bool rx);
+/* Wakes who sleeps on `word`, of one of this process's own slots. How many threads slept in the futex. */
+uint32_t rs_slot_wake(struct rs_shm_link *l, uint32_t *word);
 /* Makes a slot fresh for a new stream; only when the peer cannot write it any more. */
 void rs_slot_reset(struct rs_shm_slot *s);
 

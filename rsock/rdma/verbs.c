@@ -46,7 +46,8 @@ struct rs_qp {
 	bool broken;
 	uint8_t *bytes; /* RECV_DEPTH receive buffers, then SEND_DEPTH send buffers */
 	struct ibv_mr *mr;
-	uint32_t sq_used, sq_unsignaled; /* work requests posted, since the last signaled one */
+	uint32_t sq_used; /* work requests posted, that are not known to be complete */
+	uint32_t sq_unsignaled; /* posted since the last signaled one */
 	uint32_t sq_msg; /* the next send buffer */
 	bool full; /* somebody was told EAGAIN */
 	uint8_t hello[RS_RDMA_HELLO_MAX];
@@ -677,24 +678,31 @@ static void rs_unmap(struct rs_rdma_mem *m)
 	ibv_dereg_mr(m->mr);
 }
 
+/* Says so first, looks again then: rs_poll() does it the other way round. */
+static bool is_full(struct rs_qp *qp)
+{
+	if (__atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) < SEND_DEPTH)
+		return false;
+	__atomic_store_n(&qp->full, true, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) == SEND_DEPTH;
+}
+
 static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
 
-	if (qp->broken)
+	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
-	if (qp->sq_used == SEND_DEPTH) {
-		qp->full = true;
+	if (is_full(qp))
 		return -EAGAIN;
-	}
 	if (++qp->sq_unsignaled == SIGNAL_EVERY) {
 		wr->send_flags |= IBV_SEND_SIGNALED;
 		wr->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
 		qp->sq_unsignaled = 0;
 	}
-	qp->sq_used++;
+	__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
 	if (ibv_post_send(qp->id->qp, wr, &bad) != 0) {
-		qp->broken = true;
+		__atomic_store_n(&qp->broken, true, __ATOMIC_RELAXED);
 		return -EPIPE;
 	}
 	return 0;
@@ -707,10 +715,8 @@ static int rs_post_msg(struct rs_qp *qp, const void *bytes, size_t len)
 	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND };
 	int r;
 
-	if (qp->sq_used == SEND_DEPTH) {
-		qp->full = true;
+	if (is_full(qp))
 		return -EAGAIN;
-	}
 	/* The buffer's last use is SEND_DEPTH messages ago: complete, or there were no room. */
 	memcpy(buf, bytes, len);
 	r = post(qp, &wr);
@@ -744,19 +750,17 @@ static int rs_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 		struct rs_rdma_done d = { 0 };
 
 		if (wc[i].status != IBV_WC_SUCCESS) {
-			bool told = qp->broken;
+			bool told = __atomic_exchange_n(&qp->broken, true, __ATOMIC_RELAXED);
 
-			qp->broken = true;
 			d.kind = RS_RDMA_BROKEN;
 			if (!told)
 				fn(arg, &d);
 			continue;
 		}
 		if (wc[i].wr_id >> 63) {
-			qp->sq_used -= (uint32_t)wc[i].wr_id;
-			if (!qp->full)
+			__atomic_fetch_sub(&qp->sq_used, (uint32_t)wc[i].wr_id, __ATOMIC_SEQ_CST);
+			if (!__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
 				continue;
-			qp->full = false;
 			d.kind = RS_RDMA_ROOM;
 			fn(arg, &d);
 			continue;
@@ -785,7 +789,8 @@ static void rs_disarm(struct rs_qp *qp)
 	struct ibv_cq *cq;
 	void *context;
 
-	while (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
+	/* There is one for each arm() at most. */
+	if (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
 		ibv_ack_cq_events(cq, 1);
 }
 

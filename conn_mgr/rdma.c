@@ -376,11 +376,12 @@ struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, int *err)
 	struct rs_greet g = greeting();
 	uint8_t bytes[RS_GREET_REQUEST_LEN];
 	struct sockaddr_storage from, to;
+	bool tcp_port = port == 0;
 	struct rs_link *l;
 	struct rs_qp *qp;
 	int e;
 
-	if (!port)
+	if (tcp_port)
 		port = t->server_port;
 	for (l = rs_links; l; l = l->next)
 		if (!l->dead && leads_to(l, t, port))
@@ -397,8 +398,8 @@ struct rs_link *rs_rdma_link(const struct rs_tuple *t, uint16_t port, int *err)
 	memcpy(g.process, rs_process_id(), sizeof(g.process));
 	g.tuple = *t;
 	rs_greet_request(&g, key(), bytes);
-	qp = ops->connect((struct sockaddr *)&from, (struct sockaddr *)&to, bytes, sizeof(bytes),
-			  &e);
+	qp = ops->connect((struct sockaddr *)&from, (struct sockaddr *)&to, tcp_port, bytes,
+			  sizeof(bytes), &e);
 	if (!qp) {
 		*err = -e;
 		return NULL;
@@ -544,7 +545,8 @@ static int check_request(const struct rs_rdma_event *ev, struct rs_greet *g)
 		return RS_GREET_VERSION;
 	if (pending() >= PENDING_MAX)
 		return RS_GREET_NO_ROOM;
-	if ((to != g->tuple.server_port && to != own_port) ||
+	if ((to != g->tuple.server_port && to != rs_rdma_iwarp_port(g->tuple.server_port) &&
+	     to != own_port) ||
 	    !rs_rendezvous_directory(g->tuple.server_port) ||
 	    rs_proof_inode(&g->tuple, true) == -ENOENT)
 		return RS_GREET_NOT_YET;

@@ -28,9 +28,18 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define RS_RDMA_ABI 3
+#define RS_RDMA_ABI 4
 #define RS_RDMA_HELLO_MAX 56 /* private data of a CM request in RDMA_PS_TCP (rdma_connect(3)) */
 #define RS_RDMA_ANSWER_MAX 148 /* of a reject, and more than that of a reply that we read */
+
+/*
+ * Where iWARP devices listen for those who look for a TCP port: they have TCP's own ports, and that one
+ * is taken. Above what Linux gives to clients.
+ */
+static inline uint16_t rs_rdma_iwarp_port(uint16_t port)
+{
+	return (uint16_t)(61000 + port % 4500);
+}
 
 struct rs_qp;
 
@@ -82,6 +91,7 @@ enum rs_rdma_kind {
 	RS_RDMA_MSG, /* `bytes`, `len`: valid during the call */
 	RS_RDMA_DATA, /* `imm` of an RDMA write; what it and those before it wrote is there */
 	RS_RDMA_ROOM, /* the send queue has room again */
+	RS_RDMA_OWES, /* settle() is due */
 	RS_RDMA_BROKEN, /* the queue pair is in error: nothing will come or go any more */
 };
 
@@ -110,16 +120,18 @@ struct rs_rdma_ops {
 	int (*next_event)(struct rs_rdma_event *ev);
 	/*
 	 * Listens on an RDMA port of all addresses (0: any, which it is then told), and of all devices that
-	 * come and go; *l for unlisten(). -ENODEV: needs a first device.
+	 * come and go; *l for unlisten(). -ENODEV: needs a first device. With an iWARP device there it is
+	 * rs_rdma_iwarp_port(), for all.
 	 */
 	int (*listen)(uint16_t *port, void **l);
 	void (*unlisten)(void *l);
 	/*
 	 * Begins to connect; UP or DOWN follows. NULL: not even that (*error). The RDMA CM is not asked when
-	 * the kernel's route to `to` does not leave through an active RDMA port.
+	 * the kernel's route to `to` does not leave through an active RDMA port. `tcp_port`: the port is
+	 * that of a TCP listener, which listen() was called with; else one that listen() has told.
 	 */
 	struct rs_qp *(*connect)(const struct sockaddr *from, const struct sockaddr *to,
-				 const void *hello, size_t len, int *error);
+				 bool tcp_port, const void *hello, size_t len, int *error);
 	/* `data`: private data of the reply. 0: UP follows; else reject() or drop(). */
 	int (*accept)(struct rs_qp *qp, const void *data, size_t len);
 	/* Rejects a REQUEST and frees it. */
@@ -139,6 +151,8 @@ struct rs_rdma_ops {
 	/* `imm` is delivered to the peer as DATA, unless it is UINT32_MAX. */
 	int (*post_write)(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey,
 			  uint64_t to, uint32_t rkey, uint32_t imm);
+	/* Posts what the queue pair itself has to tell the peer's. -errno as post_msg(). */
+	int (*settle)(struct rs_qp *qp);
 	/* Takes what has completed, at most `max`; returns how many there were. */
 	int (*poll)(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg);
 	/* The descriptor that becomes readable once after arm(), when something completes. */

@@ -250,6 +250,12 @@ static void done(void *arg, const struct rs_rdma_done *d)
 		rs_unlock(&r->lock);
 		rs_bell_ring(1);
 		break;
+	case RS_RDMA_OWES:
+		rs_lock(&r->lock);
+		if (r->qp && r->ops->settle(r->qp) == -EPIPE)
+			broken(r);
+		rs_unlock(&r->lock);
+		break;
 	case RS_RDMA_BROKEN:
 		broken(r);
 		break;

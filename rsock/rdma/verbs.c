@@ -16,6 +16,7 @@
 #include "rsock/rdma.h"
 #include "rsock/rdma/advice.h"
 #include "rsock/rdma/device.h"
+#include "rsock/rdma/iwarp.h"
 #include "rsock/rdma/opened.h"
 #include "rsock/rdma/path.h"
 #include "rsock/rdma/watch.h"
@@ -50,6 +51,8 @@ struct rs_qp {
 	uint32_t sq_unsignaled; /* posted since the last signaled one */
 	uint32_t sq_msg; /* the next send buffer */
 	bool full; /* somebody was told EAGAIN */
+	bool iwarp;
+	struct rs_credits credits; /* iWARP */
 	uint8_t hello[RS_RDMA_HELLO_MAX];
 	size_t hello_len;
 	struct rs_opened *device; /* that the id is bound to; NULL: none yet */
@@ -244,6 +247,8 @@ static int make(struct rs_qp *qp)
 	if (r != 0)
 		return r;
 	errno = 0;
+	qp->iwarp = qp->id->verbs->device->transport_type == IBV_TRANSPORT_IWARP;
+	qp->credits.depth = RECV_DEPTH;
 	qp->channel = ibv_create_comp_channel(qp->id->verbs);
 	if (!qp->channel)
 		goto fail;
@@ -298,8 +303,22 @@ static size_t address_len(const struct sockaddr *sa)
 	return sa->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
 }
 
+static void set_port(struct sockaddr_storage *sa, uint16_t port)
+{
+	if (sa->ss_family == AF_INET)
+		((struct sockaddr_in *)sa)->sin_port = htons(port);
+	else
+		((struct sockaddr_in6 *)sa)->sin6_port = htons(port);
+}
+
+static uint16_t port_of(const struct sockaddr_storage *sa)
+{
+	return ntohs(sa->ss_family == AF_INET ? ((const struct sockaddr_in *)sa)->sin_port
+					      : ((const struct sockaddr_in6 *)sa)->sin6_port);
+}
+
 static struct rs_qp *rs_connect(const struct sockaddr *from, const struct sockaddr *to,
-				const void *hello, size_t len, int *error)
+				bool tcp_port, const void *hello, size_t len, int *error)
 {
 	struct rs_qp *qp = calloc(1, sizeof(*qp));
 	struct sockaddr_storage here, there;
@@ -318,6 +337,8 @@ static struct rs_qp *rs_connect(const struct sockaddr *from, const struct sockad
 		r = need_events();
 	if (r != 0)
 		goto fail;
+	if (tcp_port && qp->path.kind == RS_PORT_IWARP)
+		set_port(&there, rs_rdma_iwarp_port(port_of(&there)));
 	memcpy(qp->hello, hello, len);
 	qp->hello_len = len;
 	r = -1;
@@ -381,31 +402,76 @@ static void rs_drop(struct rs_qp *qp)
 	free(qp);
 }
 
-static int rs_listen(uint16_t *port, void **l)
+static bool any_iwarp(void)
 {
-	struct sockaddr_in6 any = { .sin6_family = AF_INET6, .sin6_port = htons(*port) };
-	struct rdma_cm_id *id;
+	const struct rs_devices *d = rs_devices();
+
+	for (uint32_t i = 0; i < d->nports; i++)
+		if (d->ports[i].kind == RS_PORT_IWARP)
+			return true;
+	return false;
+}
+
+struct listener {
+	struct rdma_cm_id *id[2]; /* one for both families, or, on iWARP, one each */
+};
+
+static int listen_on(struct sockaddr *any, bool one_family, struct rdma_cm_id **id)
+{
+	int on = one_family, e;
+
+	if (rdma_create_id(events, id, NULL, RDMA_PS_TCP) != 0)
+		return -errno;
+	if (rdma_set_option(*id, RDMA_OPTION_ID, RDMA_OPTION_ID_AFONLY, &on, sizeof(on)) == 0 &&
+	    rdma_bind_addr(*id, any) == 0 && rdma_listen(*id, 128) == 0)
+		return 0;
+	e = errno;
+	rdma_destroy_id(*id);
+	*id = NULL;
+	return -e;
+}
+
+static int rs_listen(uint16_t *port, void **out)
+{
+	struct sockaddr_in6 any6 = { .sin6_family = AF_INET6 };
+	struct sockaddr_in any4 = { .sin_family = AF_INET };
+	struct listener *l;
+	bool iwarp;
 	int r = need_events();
 
 	if (r != 0)
 		return r;
-	if (rdma_create_id(events, &id, NULL, RDMA_PS_TCP) != 0)
-		return -errno;
-	/* The wildcard address of IPv6 takes both families (rdma_bind_addr(3)). */
-	if (rdma_bind_addr(id, (struct sockaddr *)&any) != 0 || rdma_listen(id, 128) != 0) {
-		int e = errno;
-
-		rdma_destroy_id(id);
-		return -e;
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return -ENOBUFS;
+	iwarp = any_iwarp();
+	/* On the TCP port itself an iWARP device would answer the TCP connections of other addresses. */
+	if (*port && iwarp)
+		*port = rs_rdma_iwarp_port(*port);
+	any4.sin_port = htons(*port);
+	/* The wildcard address of IPv6 takes both families (rdma_bind_addr(3)), but not on siw. */
+	if (iwarp)
+		r = listen_on((struct sockaddr *)&any4, true, &l->id[1]);
+	any6.sin6_port = l->id[1] ? rdma_get_src_port(l->id[1]) : htons(*port);
+	if (r == 0)
+		r = listen_on((struct sockaddr *)&any6, iwarp, &l->id[0]);
+	if (r != 0 && !l->id[1]) {
+		free(l);
+		return r;
 	}
-	*port = ntohs(rdma_get_src_port(id));
-	*l = id;
+	*port = ntohs(any6.sin6_port ? any6.sin6_port : rdma_get_src_port(l->id[0]));
+	*out = l;
 	return 0;
 }
 
-static void rs_unlisten(void *l)
+static void rs_unlisten(void *listener)
 {
-	rdma_destroy_id(l);
+	struct listener *l = listener;
+
+	for (int i = 0; i < 2; i++)
+		if (l->id[i])
+			rdma_destroy_id(l->id[i]);
+	free(l);
 }
 
 /* The CM sets 0, which stands for 655 ms (IB spec 9.7.5.2.8): that long would a full queue stop us. */
@@ -678,29 +744,39 @@ static void rs_unmap(struct rs_rdma_mem *m)
 	ibv_dereg_mr(m->mr);
 }
 
+static bool has_room(const struct rs_qp *qp)
+{
+	/* On iWARP a write and its note go together. */
+	return __atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) + qp->iwarp < SEND_DEPTH &&
+	       (!qp->iwarp || rs_credits_allow(&qp->credits, false));
+}
+
 /* Says so first, looks again then: rs_poll() does it the other way round. */
 static bool is_full(struct rs_qp *qp)
 {
-	if (__atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) < SEND_DEPTH)
+	if (has_room(qp))
 		return false;
 	__atomic_store_n(&qp->full, true, __ATOMIC_SEQ_CST);
-	return __atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) == SEND_DEPTH;
+	return !has_room(qp);
 }
 
+/* All of a list, for which there is room. */
 static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
 
 	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
-	if (is_full(qp))
-		return -EAGAIN;
-	if (++qp->sq_unsignaled == SIGNAL_EVERY) {
-		wr->send_flags |= IBV_SEND_SIGNALED;
-		wr->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
-		qp->sq_unsignaled = 0;
+	for (struct ibv_send_wr *w = wr; w; w = w->next) {
+		if (++qp->sq_unsignaled == SIGNAL_EVERY) {
+			w->send_flags |= IBV_SEND_SIGNALED;
+			w->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
+			qp->sq_unsignaled = 0;
+		}
+		if (w->opcode == IBV_WR_SEND)
+			__atomic_fetch_add(&qp->credits.sent, 1, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
 	}
-	__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
 	if (ibv_post_send(qp->id->qp, wr, &bad) != 0) {
 		__atomic_store_n(&qp->broken, true, __ATOMIC_RELAXED);
 		return -EPIPE;
@@ -725,10 +801,42 @@ static int rs_post_msg(struct rs_qp *qp, const void *bytes, size_t len)
 	return r;
 }
 
+/* The note of iWARP that goes with `wr`, if any. `bytes` must stay until post(). */
+static struct ibv_send_wr note(struct rs_qp *qp, uint8_t bytes[RS_NOTE_LEN], struct ibv_sge *sge,
+			       uint32_t imm)
+{
+	uint32_t took = __atomic_load_n(&qp->credits.took, __ATOMIC_SEQ_CST);
+
+	__atomic_store_n(&qp->credits.told, took, __ATOMIC_RELAXED);
+	rs_note_encode(bytes, imm, took);
+	*sge = (struct ibv_sge){ (uintptr_t)bytes, RS_NOTE_LEN, 0 };
+	return (struct ibv_send_wr){
+		.sg_list = sge, .num_sge = 1, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_INLINE
+	};
+}
+
+static int rs_settle(struct rs_qp *qp)
+{
+	uint8_t bytes[RS_NOTE_LEN];
+	struct ibv_send_wr wr;
+	struct ibv_sge sge;
+
+	if (!qp->iwarp || !rs_credits_owed(&qp->credits))
+		return 0;
+	/* Full of what? Of notes that tell the same. */
+	if (__atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) >= SEND_DEPTH ||
+	    !rs_credits_allow(&qp->credits, true))
+		return -EAGAIN;
+	wr = note(qp, bytes, &sge, RS_NOTE_NONE);
+	return post(qp, &wr);
+}
+
 static int rs_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey,
 			 uint64_t to, uint32_t rkey, uint32_t imm)
 {
-	struct ibv_sge sge = { (uintptr_t)from, len, lkey };
+	struct ibv_sge sge = { (uintptr_t)from, len, lkey }, note_sge;
+	uint8_t bytes[RS_NOTE_LEN];
+	struct ibv_send_wr behind;
 	struct ibv_send_wr wr = {
 		.sg_list = &sge,
 		.num_sge = len != 0,
@@ -738,6 +846,13 @@ static int rs_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint3
 		.wr.rdma = { .remote_addr = to, .rkey = rkey },
 	};
 
+	if (is_full(qp))
+		return -EAGAIN;
+	if (qp->iwarp && imm != UINT32_MAX) {
+		wr.opcode = IBV_WR_RDMA_WRITE;
+		behind = note(qp, bytes, &note_sge, imm);
+		wr.next = &behind;
+	}
 	return post(qp, &wr);
 }
 
@@ -768,13 +883,22 @@ static int rs_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 		if (wc[i].opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
 			d.kind = RS_RDMA_DATA;
 			d.imm = ntohl(wc[i].imm_data);
+		} else if (qp->iwarp && wc[i].byte_len == RS_NOTE_LEN) {
+			d.kind = RS_RDMA_DATA;
+			d.imm = rs_note_take(&qp->credits, qp->bytes + wc[i].wr_id * RS_MSG_MAX);
+			if (__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
+				fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_ROOM });
 		} else {
 			d.kind = RS_RDMA_MSG;
 			d.bytes = qp->bytes + wc[i].wr_id * RS_MSG_MAX;
 			d.len = wc[i].byte_len;
 		}
-		fn(arg, &d);
+		if (!qp->iwarp || d.kind == RS_RDMA_MSG || d.imm != RS_NOTE_NONE)
+			fn(arg, &d);
 		post_recv(qp, wc[i].wr_id);
+		__atomic_fetch_add(&qp->credits.took, 1, __ATOMIC_SEQ_CST);
+		if (qp->iwarp && rs_credits_owed(&qp->credits))
+			fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_OWES });
 	}
 	return n > 0 ? n : 0;
 }
@@ -850,6 +974,7 @@ __attribute__((visibility("default"))) const struct rs_rdma_ops rs_rdma_ops = {
 	.unmap = rs_unmap,
 	.post_msg = rs_post_msg,
 	.post_write = rs_post_write,
+	.settle = rs_settle,
 	.poll = rs_poll,
 	.fd = rs_fd,
 	.disarm = rs_disarm,

@@ -64,6 +64,7 @@ def needs(**what):
     """For a case: hosts=N, device="rxe"|"siw"|None or a list of them, memory="512M",
     timeout=SECONDS.
 
+    also="siw": the case runs a second time, with that device.
     todo="what is known to be wrong": that it fails is shown, and counted neither way.
     netdevs="vlan" or a list: kinds of netdev that the kernel must know. Without, the case is shown as
     not run, and counted neither way.

@@ -185,6 +185,7 @@ def case_RDMA_blocked_in_the_middle(lab):
         a.unblock_roce()
 
 
+@needs(also="siw")
 def case_fork_with_a_live_connection(lab):
     client, server = pair(lab, "forked", "fork")
     check(last(client) == {"eof": True}, client.story())
@@ -244,7 +245,7 @@ def case_little_memory_may_be_locked(lab):
                  (RSOCK, limited))
 
 
-@needs(timeout=60, todo="redis-benchmark does not always come to its end")
+@needs(timeout=60, also="siw")
 def case_redis(lab):
     a, b = lab.hosts
     server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", b.ip, "--save", "",
@@ -262,7 +263,7 @@ def case_redis(lab):
     server.end()
 
 
-@needs(timeout=90)
+@needs(timeout=90, also="siw")
 def case_iperf3(lab):
     a, b = lab.hosts
     for more in ([], ["-R"], ["-P", "4"]):

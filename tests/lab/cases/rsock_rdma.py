@@ -225,12 +225,13 @@ def exchange(lab, both, here=None, there=None, timeout=50):
     t.end()
 
 
+@needs(also="siw")
 def case_sizes_both_ways_at_once(lab):
     for size in (1, 2, 1000, 65536, 262144, 262145, 1 << 20, 16 << 20):
         exchange(lab, {"out": size, "take": size, "settle": True}, timeout=20)
 
 
-@needs(timeout=180)
+@needs(timeout=180, also="siw")
 def case_256_MiB_both_ways_at_once(lab):
     exchange(lab, {"out": 256 << 20, "take": 256 << 20}, timeout=160)
 
@@ -239,42 +240,47 @@ def case_it_enters_in_the_middle_of_a_transfer(lab):
     exchange(lab, {"out": 24 << 20, "settle": False})
 
 
+@needs(also="siw")
 def case_client_speaks_first(lab):
     exchange(lab, {"first": "client"}, {"out": 4 << 20}, {"out": 4 << 20})
 
 
+@needs(also="siw")
 def case_server_speaks_first(lab):
     exchange(lab, {"first": "server"}, {"out": 4 << 20}, {"out": 4 << 20})
 
 
+@needs(also="siw")
 def case_one_way_and_half_close(lab):
     exchange(lab, {}, {"out": 8 << 20}, {"out": 0})
     exchange(lab, {}, {"out": 0}, {"out": 8 << 20})
 
 
-@needs(timeout=120)
+@needs(timeout=120, also="siw")
 def case_tiny_writes_and_reads(lab):
     exchange(lab, {"out": 20000, "write": 1})
     exchange(lab, {"out": 200000, "write": 100, "read": 77})
 
 
+@needs(also="siw")
 def case_huge_writes(lab):
     exchange(lab, {"out": 32 << 20, "write": 8 << 20, "read": 4 << 20})
 
 
-@needs(timeout=120)
+@needs(timeout=120, also="siw")
 def case_poll_select_and_epoll_programs(lab):
     for style in ("poll", "select", "epoll"):
         exchange(lab, {"style": style, "out": 4 << 20, "connections": 4}, timeout=30)
     exchange(lab, {"out": 4 << 20, "connections": 4}, {"style": "epoll"}, {"style": "block"})
 
 
-@needs(timeout=120, todo="a few of 200 connections made at once may be left on TCP")
+@needs(timeout=120)
 def case_200_connections_at_once(lab):
     exchange(lab, {"style": "epoll", "connections": 200, "out": 200000}, timeout=80)
     exchange(lab, {"style": "block", "connections": 50, "out": 400000}, timeout=50)
 
 
+@needs(also="siw")
 def case_exit_right_after_send(lab):
     a, b = lab.hosts
     for _ in range(5):

@@ -124,7 +124,7 @@ $(BUILD)/$(1)/%: $(BUILD)/obj/$(1)/%.o $(call obj,$(wildcard $(1)/lib*.c)) $(2)
 	@mkdir -p $$(@D)
 	$$(call say,LD,$(1)/$$*)$$(CC) $$(RS_LDFLAGS) -o $$@ $$(filter %.o,$$^) $(3)
 endef
-$(eval $(call program-rule,tests/unit,$(API_OBJ) $(call obj,rsock/rdma/choose.c),-lcmocka))
+$(eval $(call program-rule,tests/unit,$(API_OBJ) $(call obj,rsock/rdma/choose.c rsock/rdma/iwarp.c),-lcmocka))
 $(eval $(call program-rule,tests/stress,$(API_OBJ),-lm))
 $(eval $(call program-rule,tests/conformance,,))
 $(eval $(call program-rule,tests/apps,$(CORE_LIB),-Wl$(comma)--as-needed $(CORE_LIB) -lrdmacm -libverbs))
@@ -148,14 +148,14 @@ $(BUILD)/tests/sim/sim-%: $(SIM_SRC) $(SIM_CORE) $(wildcard rsock/*.h tests/sim/
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit stress sim conformance apps asan tsan
+SUITES := unit stress sim conformance apps lab asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
 script = $(wildcard $(1))
 JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: test $(addprefix test-,$(SUITES) lab san)
+.PHONY: test $(addprefix test-,$(SUITES) san)
 test: deps
 	$(Q)rm -f $(RESULTS)
 	$(Q)$(MAKE) $(JOBS) -k all programs || :
@@ -252,7 +252,7 @@ help:
 		'demo               real programs, plain and under rsock, side by side' \
 		'demo-rdma          the same between two hosts with RDMA devices, and RDMA cut off meanwhile' \
 		'test               every test suite; ends with "N passed, N failed"' \
-		'test-SUITE         one suite: $(SUITES) lab' \
+		'test-SUITE         one suite: $(SUITES)' \
 		'bench              the benchmarks' \
 		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \

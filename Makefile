@@ -67,10 +67,17 @@ EXAMPLES := $(call programs-in,examples)
 SIM_CORE := $(wildcard $(addprefix rsock/,stream.c wire.c mac.c reason.c))
 SIM_SRC := $(wildcard tests/sim/*.c)
 SIM := $(if $(SIM_SRC),$(BUILD)/tests/sim/sim)
-FAULTS := $(shell sed -n 's/^[[:space:]]*X(\([A-Z0-9_]*\)).*/\1/p' rsock/faults.h)
-SIM_FAULTS := $(if $(SIM),$(addprefix $(SIM)-,$(FAULTS)))
+# The names in a list of rsock/faults.h.
+faults-of = $(shell sed -n '/define $(1)(X)/,/[^\\]$$/s/^[[:space:]]*X(\([A-Z0-9_]*\)).*/\1/p' rsock/faults.h)
+SIM_FAULTS := $(addprefix $(BUILD)/tests/sim/sim-,$(call faults-of,RS_FAULT_NAMES))
 
-PROGRAMS := $(UNIT) $(STRESS) $(SIM) $(SIM_FAULTS) $(CONFORMANCE) $(APPS) $(BENCH) $(EXAMPLES)
+# The verbs link over model queue pairs, likewise.
+REMOTE_SRC := tests/remote/remote.c
+REMOTE_CORE := $(addprefix rsock/,remote.c shm.c bell.c lock.c sys.c wire.c mac.c)
+REMOTE := $(BUILD)/tests/remote/remote
+SIM_FAULTS += $(addprefix $(REMOTE)-,$(call faults-of,RS_LINK_FAULT_NAMES))
+
+PROGRAMS := $(UNIT) $(STRESS) $(SIM) $(REMOTE) $(SIM_FAULTS) $(CONFORMANCE) $(APPS) $(BENCH) $(EXAMPLES)
 
 # ---- build ----
 
@@ -140,6 +147,15 @@ $(BUILD)/tests/sim/sim-%: $(SIM_SRC) $(SIM_CORE) $(wildcard rsock/*.h tests/sim/
 	$(call say,FAULT,$*)$(CC) $(RS_CFLAGS) -DRS_FAULTS_BUILD \
 		-DRS_FAULT_PLANTED=RS_FAULT_ID_$* -o $@ $(SIM_SRC) $(SIM_CORE) -lm
 
+$(REMOTE): $(call obj,$(REMOTE_SRC) $(REMOTE_CORE))
+	@mkdir -p $(@D)
+	$(call say,LD,tests/remote/remote)$(CC) $(RS_LDFLAGS) -o $@ $^
+
+$(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
+	@mkdir -p $(@D)
+	$(call say,FAULT,$*)$(CC) $(RS_CFLAGS) -DRS_FAULTS_BUILD \
+		-DRS_FAULT_PLANTED=RS_FAULT_ID_$* -o $@ $(REMOTE_SRC) $(REMOTE_CORE)
+
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -166,8 +182,8 @@ test-unit: $(UNIT)
 	$(call run-suite,unit) --timeout=$(TIMEOUT) $(UNIT)
 test-stress: $(STRESS)
 	$(call run-suite,stress) --timeout=$(TIMEOUT) $(STRESS)
-test-sim: $(SIM) $(SIM_FAULTS)
-	$(call run-suite,sim) --timeout=1200 $(SIM) $(call script,tests/sim/run-faults)
+test-sim: $(SIM) $(REMOTE) $(SIM_FAULTS)
+	$(call run-suite,sim) --timeout=1200 $(SIM) $(REMOTE) $(call script,tests/sim/run-faults)
 test-conformance: all $(CONFORMANCE)
 	$(call run-suite,conformance) --timeout=1200 $(call script,tests/conformance/run)
 test-apps: all $(APPS)

@@ -2,8 +2,9 @@
 /*
  * faults.h - planted faults
  *
- * tests/sim builds the simulator once for each of these with the switch set, and fails when one of
- * them is not caught. A product build never sets any: RS_FAULT(X) is then the constant 0.
+ * `make test-sim` builds the simulator (tests/sim) once for each of the first list with the switch set,
+ * and the test of the verbs link (tests/remote) for each of the second, and fails when one of them is not
+ * caught. A product build never sets any: RS_FAULT(X) is then the constant 0.
  */
 #ifndef RSOCK_FAULTS_H
 #define RSOCK_FAULTS_H
@@ -28,9 +29,15 @@
 	X(CLOSE_EARLY)       \
 	X(START_UNCHECKED)   \
 	X(FLUSH_FROM_POSTED)
+#define RS_LINK_FAULT_NAMES(X) \
+	X(IMM_LOST)            \
+	X(CREDIT_LEAK)         \
+	X(ERROR_IGNORED)       \
+	X(LATE_WRITE)          \
+	X(RETRY_FORGOTTEN)
 enum rs_fault {
 #define X(name) RS_FAULT_ID_##name,
-	RS_FAULT_NAMES(X)
+	RS_FAULT_NAMES(X) RS_LINK_FAULT_NAMES(X)
 #undef X
 };
 #define RS_FAULT(name) (RS_FAULT_PLANTED == RS_FAULT_ID_##name)

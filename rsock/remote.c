@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "rsock/bell.h"
+#include "rsock/faults.h"
 #include "rsock/sys.h"
 #include "rsock/wire.h"
 
@@ -212,7 +213,7 @@ static void landed(struct rs_remote *r, uint32_t imm)
 	}
 	s = &r->link->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
 	/* Whether that is more than the ring holds, the reader checks. */
-	if (len)
+	if (len && !(RS_FAULT(IMM_LOST) && len > RS_REMOTE_CUT / 2))
 		__atomic_fetch_add(&s->tail, len, __ATOMIC_SEQ_CST);
 	/* Who is woken wants the lock next. */
 	if (r->wakes < RS_REMOTE_WAKES)
@@ -257,7 +258,8 @@ static void done(void *arg, const struct rs_rdma_done *d)
 		rs_unlock(&r->lock);
 		break;
 	case RS_RDMA_BROKEN:
-		broken(r);
+		if (!RS_FAULT(ERROR_IGNORED))
+			broken(r);
 		break;
 	}
 }
@@ -573,7 +575,7 @@ void rs_remote_post(struct rs_chan *c)
 {
 	struct rs_remote *r = c->remote;
 
-	if (!c->open || c->posted == c->tail || deferred(r, c->id))
+	if ((!c->open && !RS_FAULT(LATE_WRITE)) || c->posted == c->tail || deferred(r, c->id))
 		return;
 	rs_lock(&r->lock);
 	while (c->posted < c->tail && r->qp) {
@@ -587,9 +589,9 @@ void rs_remote_post(struct rs_chan *c)
 		e = r->ops->post_write(r->qp, c->tx_ring[0] + pos, n, c->lkey,
 				       c->peer_block + PAGE + pos, c->peer_key,
 				       c->peer_id << LEN_BITS | n);
-		if (e == -EAGAIN)
+		if (e == -EAGAIN && !RS_FAULT(RETRY_FORGOTTEN))
 			stall(r, c->id);
-		else if (e != 0)
+		else if (e != 0 && e != -EAGAIN)
 			broken(r);
 		if (e != 0)
 			break;
@@ -624,6 +626,8 @@ void rs_remote_credit(struct rs_chan *c)
 			stall(r, c->id);
 		else
 			broken(r);
+		if (RS_FAULT(CREDIT_LEAK))
+			c->told = head;
 	}
 	rs_unlock(&r->lock);
 }

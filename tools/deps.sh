@@ -10,7 +10,7 @@ set -eu
 
 build='gcc libc6-dev make git pkg-config libibverbs-dev librdmacm-dev libnl-route-3-dev'
 tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iproute2 strace jq curl'
-programs='redis-server redis-tools iperf3 nginx wrk gnuplot-nox'
+programs='redis-server redis-tools iperf3 nginx wrk postgresql gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux valgrind'
 lint='clang-format cppcheck'
 wanted="$build $tests $programs $lab $lint"

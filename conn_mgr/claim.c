@@ -83,9 +83,12 @@ static bool learn_tuple(struct rs_conn *c)
 		return false;
 	t->family = lf;
 	memcpy(c->server ? t->server_ip : t->client_ip, local.ip, 16);
-	memcpy(c->server ? t->client_ip : t->server_ip, peer.ip, 16);
 	*(c->server ? &t->server_port : &t->client_port) = local.port;
-	*(c->server ? &t->client_port : &t->server_port) = peer.port;
+	/* Of an accepted one the peer is known, and others look it up by that without this lock. */
+	if (!c->server || !t->client_port) {
+		memcpy(c->server ? t->client_ip : t->server_ip, peer.ip, 16);
+		*(c->server ? &t->client_port : &t->server_port) = peer.port;
+	}
 	rs_row_address(c->row, lf == 4 ? AF_INET : AF_INET6, &local, &peer);
 	return true;
 }

@@ -109,6 +109,9 @@ void rs_remote_close(struct rs_remote *r)
 		}
 		r->ops->drop(qp);
 	}
+	/* The channel on which it sleeps is gone. */
+	if (r->leader)
+		rs_remote_wake_leader(r);
 	rs_unlock(&r->lock);
 	rs_unlock(&r->cq_lock);
 }
@@ -314,7 +317,7 @@ static void arm(struct rs_remote *r)
 static void guard(struct rs_remote *r)
 {
 	arm(r);
-	if (!r->qp || r->broken)
+	if (!r->qp || rs_remote_broken(r))
 		return;
 	if (!r->watched)
 		r->watch(r, true);
@@ -359,7 +362,7 @@ void rs_remote_arm(struct rs_remote *r)
 /* Under cq_lock. */
 static bool lead(struct rs_remote *r, int fds[2])
 {
-	if (r->leader || !r->qp || r->broken || anybody_sleeps(r, 1))
+	if (r->leader || !r->qp || rs_remote_broken(r) || anybody_sleeps(r, 1))
 		return false;
 	if (r->wake_fd < 0)
 		r->wake_fd = rs_fd_hide((int)rs_sys2(SYS_eventfd2, 0, EFD_NONBLOCK | EFD_CLOEXEC));
@@ -493,7 +496,7 @@ int rs_remote_send(struct rs_remote *r, const uint8_t *bytes, size_t len)
 	int e = -EAGAIN;
 
 	rs_lock(&r->lock);
-	if (!r->qp || r->broken)
+	if (!r->qp || rs_remote_broken(r))
 		e = -EPIPE;
 	else if (!r->out)
 		e = r->ops->post_msg(r->qp, bytes, len);

@@ -868,7 +868,7 @@ static void run(int listener)
 		if (fd < 0)
 			break;
 		conn_init(&c[n], fd, n);
-		if (n == (opt.mode >= EPOLL ? opt.conns - 1 : 0)) {
+		if (n == (opt.mode == BLOCKING ? 0 : opt.conns - 1)) {
 			printf("UP\n");
 			fflush(stdout);
 		}

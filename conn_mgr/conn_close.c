@@ -122,7 +122,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 		goto out;
 	/* The peer may still write control bytes: keep the socket until it says that it will not. */
 	{
-		long held = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+		int held = rs_fd_dup(fd);
 
 		if (held < 0) {
 			/* No descriptor to read the peer's last words with: as a process that dies. */
@@ -132,7 +132,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 				rs_conn_detach(c);
 			goto out;
 		}
-		c->fd = rs_fd_hide((int)held);
+		c->fd = held;
 		c->held = true;
 		if (rs_control_watch_conn(c->fd, c) == 0)
 			c->watched_tcp = true;
@@ -158,14 +158,14 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 	if (!handler)
 		rs_waiters_stale(c, __builtin_frame_address(0));
 	if (__atomic_sub_fetch(&c->nfds, 1, __ATOMIC_SEQ_CST) == 0) {
-		long own = -EBADF;
+		int own = -EBADF;
 
 		if ((c->waiting || handler) && !c->reset)
-			own = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+			own = rs_fd_dup(fd);
 		left = own >= 0 && rs_conn_get(c) ? RS_FDS_IN_USE : RS_FDS_NONE;
 		if (left == RS_FDS_IN_USE) {
 			__atomic_store_n(&c->orphan, true, __ATOMIC_RELAXED);
-			other = rs_fd_hide((int)own);
+			other = own;
 		}
 	}
 	if (left != RS_FDS_NONE && c->fd == fd) {

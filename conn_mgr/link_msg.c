@@ -209,7 +209,7 @@ static void cannot(struct rs_link *l, int error)
 /* 0; -EPERM: the peer lies; else what we have not got for it. */
 static int take_hello(struct rs_link *l, int memfd)
 {
-	long fd;
+	int fd;
 	int r = rs_shm_map(memfd, &l->shm.peer[0]);
 
 	if (r != 0)
@@ -221,10 +221,10 @@ static int take_hello(struct rs_link *l, int memfd)
 		r = rs_link_add_segment(l);
 	if (r != 0)
 		return r == -EPERM ? -ENOMEM : r;
-	fd = rs_sys3(SYS_fcntl, l->sock, F_DUPFD_CLOEXEC, 0);
+	fd = rs_fd_dup(l->sock);
 	if (fd < 0)
-		return (int)fd;
-	l->ring_sock = rs_fd_hide((int)fd);
+		return fd;
+	l->ring_sock = fd;
 	l->shm.bell_fd[0] = RS_BELL_SOCKET(l->ring_sock);
 	return 0;
 }

@@ -81,13 +81,13 @@ void rs_epoll_fd_closed(struct rs_epoll *ep, int fd, int other)
 {
 	rs_lock(&ep->lock);
 	if (--ep->nfds == 0) {
-		long own = -EBADF;
+		int own = -EBADF;
 
 		/* Somebody is inside: as in the kernel, the set lives until he comes out. */
 		if (__atomic_load_n(&ep->refs, __ATOMIC_SEQ_CST) > 1 && !ep->forked)
-			own = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+			own = rs_fd_dup(fd);
 		if (own >= 0) {
-			RS_SET(ep->epfd, rs_fd_hide((int)own));
+			RS_SET(ep->epfd, own);
 			ep->own_fd = true;
 		}
 	} else if (RS_GET(ep->epfd) == fd && other >= 0) {
@@ -331,13 +331,12 @@ static bool has_number(const struct rs_item *it, const struct rs_conn *c)
  */
 static void add_nameless(const struct rs_item *it, const struct rs_conn *c, struct epoll_event *ev)
 {
-	long fd = rs_sys3(SYS_fcntl, c->fd, F_DUPFD_CLOEXEC, 3);
+	int fd = rs_fd_dup(c->fd);
 
 	if (fd < 0)
 		return;
-	fd = rs_fd_hide((int)fd);
 	rs_sys4(SYS_epoll_ctl, RS_GET(it->ep->epfd), EPOLL_CTL_ADD, fd, ev);
-	rs_fd_close((int)fd);
+	rs_fd_close(fd);
 }
 
 void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)

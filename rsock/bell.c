@@ -31,6 +31,9 @@ int rs_bell_init(void)
 
 	rs_lock(&lock);
 	r = make(0);
+	/* Passed on with the first link, and not when the program makes and closes descriptors. */
+	if (r == 0)
+		make(1);
 	rs_unlock(&lock);
 	return r;
 }

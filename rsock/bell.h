@@ -18,7 +18,7 @@ uint32_t rs_bell_get(void);
 void rs_bell_put(uint32_t bell);
 /* Its eventfd, -1 when it was never made. Stays the same for the life of the process. */
 int rs_bell_fd(uint32_t bell);
-/* Makes bell 0 if need be. 0 or -errno. */
+/* Makes bell 0 if need be, and one for the program's first set. 0 or -errno. */
 int rs_bell_init(void);
 /* Rings local bells. */
 void rs_bell_ring(uint32_t mask);

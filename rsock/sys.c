@@ -97,19 +97,15 @@ bool rs_fd_room(void)
 	       (rl.rlim_max > rl.rlim_cur || rl.rlim_cur >= 512);
 }
 
-int rs_fd_hide(int fd)
+/* A duplicate of `fd` where private descriptors live; -errno. */
+static long dup_high(int fd)
 {
 	struct rlimit rl, more;
 	bool raise;
-	long high, base;
+	long base = high_base(&rl, &raise), high;
 
-	if (fd < 0)
-		return fd;
-	base = high_base(&rl, &raise);
-	if (base < 0) {
-		mark(fd, true);
-		return fd;
-	}
+	if (base < 0)
+		return base;
 	if (raise) {
 		more = rl;
 		more.rlim_cur = rl.rlim_max < rl.rlim_cur + 4096 ? rl.rlim_max : rl.rlim_cur + 4096;
@@ -118,13 +114,36 @@ int rs_fd_hide(int fd)
 	high = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base);
 	if (raise)
 		rs_sys4(SYS_prlimit64, 0, RLIMIT_NOFILE, &rl, NULL);
+	if (high >= 0)
+		mark((int)high, true);
+	return high;
+}
+
+int rs_fd_hide(int fd)
+{
+	long high;
+
+	if (fd < 0)
+		return fd;
+	high = dup_high(fd);
 	if (high < 0) {
 		mark(fd, true);
 		return fd;
 	}
 	rs_sys1(SYS_close, fd);
-	mark((int)high, true);
 	return (int)high;
+}
+
+int rs_fd_dup(int fd)
+{
+	long r = dup_high(fd);
+
+	if (r < 0) {
+		r = rs_sys3(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+		if (r >= 0)
+			mark((int)r, true);
+	}
+	return (int)r;
 }
 
 /* ---- descriptors of others ---- */

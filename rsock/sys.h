@@ -101,9 +101,14 @@ uint64_t rs_ticks_per_us(void);
 
 /* Moves `fd` to a high number (CLOEXEC) where programs do not look; returns it, or `fd` itself. */
 int rs_fd_hide(int fd);
+/*
+ * A private duplicate of `fd`, or -errno. Unlike what is made and then hidden, it never has the lowest
+ * free number, which other threads of the program may be about to get, or have just closed.
+ */
+int rs_fd_dup(int fd);
 /* Whether private descriptors can be had without taking numbers that the program needs. */
 bool rs_fd_room(void);
-/* Whether rs_fd_hide() gave that number and it is still open. */
+/* Whether one of these gave that number and it is still open. */
 bool rs_fd_private(int fd);
 /* Closes a private descriptor. */
 void rs_fd_close(int fd);

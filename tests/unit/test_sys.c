@@ -39,6 +39,22 @@ static void hide(void **state)
 	assert_int_equal(rs_fd_next_private(0), -1);
 }
 
+static void duplicate(void **state)
+{
+	int low = open("/dev/null", O_RDONLY), high;
+
+	(void)state;
+	close(low); /* free, and stays so: */
+	high = rs_fd_dup(0);
+	assert_true(high > low);
+	assert_true(rs_fd_private(high));
+	assert_int_equal(fcntl(high, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+	rs_fd_close(high);
+	assert_false(rs_fd_private(high));
+	assert_int_equal(rs_fd_dup(-1), -EBADF);
+	assert_int_equal(rs_fd_next_private(0), -1);
+}
+
 static void several(void **state)
 {
 	int fds[200], last = -1;
@@ -251,17 +267,12 @@ static void clocks(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(hide),
-		cmocka_unit_test(several),
-		cmocka_unit_test(odd_numbers),
-		cmocka_unit_test(no_room),
-		cmocka_unit_test(results_and_errno),
-		cmocka_unit_test(eventfds),
-		cmocka_unit_test(hostile_eventfds),
-		cmocka_unit_test(only_eventfds),
-		cmocka_unit_test(close_aside),
-		cmocka_unit_test(futexes),
-		cmocka_unit_test(clocks),
+		cmocka_unit_test(hide),		 cmocka_unit_test(duplicate),
+		cmocka_unit_test(several),	 cmocka_unit_test(odd_numbers),
+		cmocka_unit_test(no_room),	 cmocka_unit_test(results_and_errno),
+		cmocka_unit_test(eventfds),	 cmocka_unit_test(hostile_eventfds),
+		cmocka_unit_test(only_eventfds), cmocka_unit_test(close_aside),
+		cmocka_unit_test(futexes),	 cmocka_unit_test(clocks),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -140,6 +140,9 @@ void rs_conn_close(struct rs_conn *c, int fd)
 		rs_conn_settle(c);
 	}
 out:
+	/* The number is the program's to close, and then anybody's. */
+	if (!c->held)
+		c->fd = -1;
 	rs_conn_unlock(c);
 }
 

@@ -80,6 +80,16 @@ void rs_conn_flush_out(struct rs_conn *c)
 	c->blocked = false;
 }
 
+/* Of the duplicate that outlives the program's close. */
+static void drop_held(struct rs_conn *c)
+{
+	if (!c->held)
+		return;
+	c->held = false;
+	rs_fd_close(c->fd);
+	c->fd = -1;
+}
+
 static void abort_tcp(struct rs_conn *c)
 {
 	const struct linger lin = { .l_onoff = 1, .l_linger = 0 };
@@ -92,9 +102,7 @@ static void abort_tcp(struct rs_conn *c)
 	rs_conn_unwatch_tcp(c);
 	if (c->closed) {
 		rs_sys5(SYS_setsockopt, c->fd, SOL_SOCKET, SO_LINGER, &lin, sizeof(lin));
-		if (c->held)
-			rs_fd_close(c->fd);
-		c->held = false;
+		drop_held(c);
 	} else {
 		/* The program still has descriptors: this sends RST without closing them. */
 		rs_sys3(SYS_connect, c->fd, &sa, sizeof(sa));
@@ -186,9 +194,7 @@ void rs_conn_settle(struct rs_conn *c)
 			rs_sys2(SYS_shutdown, c->fd, SHUT_WR);
 		if (todo & RS_DO_CLOSE) {
 			rs_conn_unwatch_tcp(c);
-			if (c->held)
-				rs_fd_close(c->fd);
-			c->held = false;
+			drop_held(c);
 		}
 		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
 	}

@@ -404,6 +404,8 @@ enum rs_rx_plan rs_rx_plan(const struct rs_stream *s, uint64_t *n)
 enum rs_tcp_head rs_tcp_head(const struct rs_stream *s, uint64_t *n)
 {
 	*n = 0;
+	if (s->dead)
+		return RS_HEAD_APP;
 	if (s->rx == RS_RX_ARMED && s->rx_off == s->rx_n + s->rx_late)
 		return RS_HEAD_MARK;
 	if (s->rx == RS_RX_FAST && !s->rx_eof) {

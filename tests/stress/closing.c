@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "rsock/rsock.h"
@@ -399,11 +401,90 @@ static void wakes(void)
 	stress_point("the end wakes whoever waits for it");
 }
 
+/* ---- a closed number is the next file's ---- */
+
+#define MANY 24
+#define MESSAGE 64
+
+struct many {
+	int mine[MANY], theirs[MANY];
+	uint32_t rounds;
+};
+
+/* A byte on each, while their streams begin. */
+static void *trickle(void *arg)
+{
+	struct many *m = arg;
+
+	for (uint32_t n = 0; n < m->rounds; n++)
+		for (size_t i = 0; i < MANY; i++)
+			rsock_send(m->theirs[i], "", 1, MSG_NOSIGNAL);
+	return NULL;
+}
+
+/* Puts bytes into files that get the numbers just closed, waits, and looks whether all are there. */
+static void reuse(void)
+{
+	uint8_t bytes[MESSAGE] = { 1 };
+	int fds[MANY], have;
+
+	for (size_t i = 0; i < MANY; i += 2) {
+		if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds + i) != 0)
+			stress_bail("socketpair: %s", strerror(errno));
+		for (size_t k = i; k < i + 2; k++)
+			if (write(fds[k], bytes, MESSAGE) != MESSAGE)
+				stress_bail("write: %s", strerror(errno));
+	}
+	usleep(2000);
+	for (size_t i = 0; i < MANY; i++) {
+		if (ioctl(fds[i], FIONREAD, &have) != 0 || have != MESSAGE)
+			stress_fail("of %d bytes in a new file, %d are left", MESSAGE, have);
+		close(fds[i]);
+	}
+}
+
+/* Closed while the control thread has their events, and has not looked at them yet. */
+static void numbers(void)
+{
+	uint64_t end = stress_now() + 2 * (uint64_t)stress_ms();
+	struct rng r = rng_new();
+	uint32_t conns = 0;
+
+	do {
+		struct many m = { .rounds = (uint32_t)rng_below(&r, 100) };
+		char buf[MESSAGE];
+		pthread_t t;
+
+		for (size_t i = 0; i < MANY; i++) {
+			int fds[2];
+
+			stress_pair(listener, port, fds);
+			m.mine[i] = fds[i % 2];
+			m.theirs[i] = fds[1 - i % 2];
+		}
+		t = stress_thread(trickle, &m);
+		usleep((useconds_t)rng_below(&r, 8000));
+		for (size_t i = 0; i < MANY; i++) {
+			while (rsock_recv(m.mine[i], buf, sizeof(buf), MSG_DONTWAIT) > 0)
+				;
+			rsock_close(m.mine[i]);
+		}
+		reuse();
+		pthread_join(t, NULL);
+		for (size_t i = 0; i < MANY; i++)
+			rsock_close(m.theirs[i]);
+		conns += MANY;
+	} while (stress_now() < end && !stress_failed());
+	stress_note("%u connections", conns);
+	stress_slots();
+	stress_point("nobody reads from a number that was closed");
+}
+
 int main(void)
 {
 	int fds[2];
 
-	stress_begin(5, 100);
+	stress_begin(6, 100);
 	listener = stress_listen(&port);
 	stress_pair(listener, port, fds);
 	stress_wait_fast(fds[0], 2000);
@@ -412,6 +493,7 @@ int main(void)
 	random_close("one sends and closes, the other reads to the end", false);
 	random_close("both send, one closes", true);
 	churn();
+	numbers();
 	aborts();
 	wakes();
 	rsock_close(listener);

@@ -84,8 +84,11 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 			mask |= POLLHUP;
 		break;
 	}
-	/* The kernel's errors count once the stream has nothing of its own to say any more. */
-	if (c->sm.tx == RS_TX_RAW || !c->bound)
+	/*
+	 * The kernel's errors count once the stream has nothing of its own to say any more. As long
+	 * as frames are expected from TCP, who reads them finds the error, and recv() gives it.
+	 */
+	if (!c->bound || (c->sm.tx == RS_TX_RAW && (c->sm.rx != RS_RX_FAST || c->sm.rx_eof)))
 		ask |= POLLERR | POLLHUP;
 	if (c->err)
 		mask |= POLLERR | POLLHUP;

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 #include "conn_mgr/claim.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <string.h>
 
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/elsewhere.h"
@@ -12,275 +11,15 @@
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
+#include "conn_mgr/tuple.h"
 #include "rsock/config.h"
-#include "rsock/log.h"
-#include "rsock/rows.h"
 #include "rsock/sys.h"
 
-#define REMOTE_WINDOW 5 /* times as long */
-#define BUCKETS 4096u
 #define BACKOFF_MAX_MS 100u
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
 #define REFUSALS 20 /* a second and a half: the server may have to load the libraries first */
 #define REDIRECTS 8 /* over RDMA, for one connection */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
-
-static struct rs_lock hash_lock;
-static struct rs_conn *accepted[BUCKETS]; /* by the client's address */
-static struct rs_conn *oldest, *newest; /* those that nobody has claimed yet, as they came */
-
-/* ---- addresses ---- */
-
-/* v4-mapped addresses are IPv4. false: not an internet address. */
-static bool address(const struct sockaddr_storage *sa, uint8_t *family, uint8_t ip[16],
-		    uint16_t *port)
-{
-	memset(ip, 0, 16);
-	if (sa->ss_family == AF_INET) {
-		const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
-
-		*family = 4;
-		memcpy(ip, &in->sin_addr, 4);
-		*port = ntohs(in->sin_port);
-		return true;
-	}
-	if (sa->ss_family == AF_INET6) {
-		const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
-
-		*port = ntohs(in6->sin6_port);
-		if (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr)) {
-			*family = 4;
-			memcpy(ip, in6->sin6_addr.s6_addr + 12, 4);
-		} else {
-			*family = 6;
-			memcpy(ip, &in6->sin6_addr, 16);
-		}
-		return true;
-	}
-	return false;
-}
-
-static bool name_of(int fd, bool peer, uint8_t *family, uint8_t ip[16], uint16_t *port)
-{
-	struct sockaddr_storage sa;
-	socklen_t len = sizeof(sa);
-
-	memset(&sa, 0, sizeof(sa));
-	if (rs_sys3(peer ? SYS_getpeername : SYS_getsockname, fd, &sa, &len) != 0)
-		return false;
-	return address(&sa, family, ip, port);
-}
-
-/* Fills in c->tuple from the kernel socket, and the stats row. */
-static bool learn_tuple(struct rs_conn *c)
-{
-	struct rs_stats_addr local = { 0 }, peer = { 0 };
-	struct rs_tuple *t = &c->tuple;
-	uint8_t lf, pf;
-
-	if (!name_of(c->fd, false, &lf, local.ip, &local.port) ||
-	    !name_of(c->fd, true, &pf, peer.ip, &peer.port) || lf != pf)
-		return false;
-	t->family = lf;
-	memcpy(c->server ? t->server_ip : t->client_ip, local.ip, 16);
-	*(c->server ? &t->server_port : &t->client_port) = local.port;
-	/* Of an accepted one the peer is known, and others look it up by that without this lock. */
-	if (!c->server || !t->client_port) {
-		memcpy(c->server ? t->client_ip : t->server_ip, peer.ip, 16);
-		*(c->server ? &t->client_port : &t->server_port) = peer.port;
-	}
-	rs_row_address(c->row, lf == 4 ? AF_INET : AF_INET6, &local, &peer);
-	return true;
-}
-
-static bool loopback(const struct rs_tuple *t)
-{
-	static const uint8_t one[16] = { [15] = 1 };
-
-	return t->family == 4 ? t->server_ip[0] == 127 : memcmp(t->server_ip, one, 16) == 0;
-}
-
-/* ---- accepted connections ---- */
-
-static uint32_t bucket(const uint8_t ip[16], uint16_t port)
-{
-	uint32_t h = port * 2654435761u;
-
-	for (size_t i = 0; i < 16; i++)
-		h = (h ^ ip[i]) * 16777619u;
-	return (h ^ h >> 15) % BUCKETS;
-}
-
-/*
- * Who claims from another host may have to wait until all workers have loaded the RDMA libraries, and
- * is then sent from one to the other. On a busy host to load them alone takes seconds.
- */
-static uint64_t window(const struct rs_conn *c)
-{
-	static const uint8_t one[16] = { [15] = 1 };
-	const uint8_t *ip = c->tuple.client_ip;
-	bool local = c->tuple.family == 4 ? ip[0] == 127 : memcmp(ip, one, 16) == 0;
-
-	return (uint64_t)rs_config.window_ms * (local || !rs_rdma_likely() ? 1 : REMOTE_WINDOW);
-}
-
-void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
-{
-	bool holder = true;
-	struct rs_directory *d;
-	uint32_t b;
-
-	c->tuple.server_port = port;
-	if (!address((const struct sockaddr_storage *)(const void *)peer, &c->tuple.family,
-		     c->tuple.client_ip, &c->tuple.client_port))
-		return;
-	b = bucket(c->tuple.client_ip, c->tuple.client_port);
-	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
-	d = rs_rendezvous_accepted(port, &holder);
-	if (d && !holder) {
-		c->directory = d;
-		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
-				 rs_process_name());
-	}
-	rs_lock(&hash_lock);
-	c->expires = rs_now_ms() + window(c);
-	c->hash_next = accepted[b];
-	accepted[b] = c;
-	c->hashed = true;
-	c->prev = newest;
-	c->next = NULL;
-	if (newest)
-		newest->next = c;
-	else
-		oldest = c;
-	newest = c;
-	c->queued = true;
-	rs_unlock(&hash_lock);
-	rs_control_due(c->expires);
-}
-
-/* Under hash_lock. False: it was not in the queue. */
-static bool unqueue(struct rs_conn *c)
-{
-	if (!c->queued)
-		return false;
-	if (c->prev)
-		c->prev->next = c->next;
-	else
-		oldest = c->next;
-	if (c->next)
-		c->next->prev = c->prev;
-	else
-		newest = c->prev;
-	c->queued = false;
-	return true;
-}
-
-/* Under its lock. Claimed: from here on it is among the connections that the control thread looks after. */
-static void adopt(struct rs_conn *c)
-{
-	bool queued;
-
-	if (c->adopted)
-		return;
-	c->adopted = true;
-	rs_lock(&hash_lock);
-	queued = unqueue(c);
-	rs_unlock(&hash_lock);
-	rs_control_add(c, c->claim_at);
-	if (queued)
-		rs_conn_put(c);
-}
-
-uint64_t rs_claim_expire(uint64_t now)
-{
-	for (;;) {
-		struct rs_conn *c;
-		uint64_t due;
-
-		rs_lock(&hash_lock);
-		c = oldest;
-		due = c ? c->expires : UINT64_MAX;
-		if (due <= now)
-			__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
-		rs_unlock(&hash_lock);
-		if (due > now)
-			return due;
-		rs_conn_give_up(c, rs_links_why_none());
-		rs_claim_unaccept(c);
-		rs_conn_put(c);
-	}
-}
-
-void rs_claim_unaccept(struct rs_conn *c)
-{
-	struct rs_conn **p;
-	bool queued;
-
-	rs_lock(&hash_lock);
-	if (!c->hashed) {
-		rs_unlock(&hash_lock);
-		return;
-	}
-	queued = unqueue(c);
-	for (p = &accepted[bucket(c->tuple.client_ip, c->tuple.client_port)]; *p;
-	     p = &(*p)->hash_next)
-		if (*p == c) {
-			*p = c->hash_next;
-			break;
-		}
-	c->hashed = false;
-	rs_unlock(&hash_lock);
-	if (c->directory)
-		rs_directory_drop(c->directory, c->tuple.family, c->tuple.client_ip,
-				  c->tuple.client_port);
-	if (queued)
-		rs_conn_put(c);
-}
-
-static bool same_server(const struct rs_tuple *a, const struct rs_tuple *b)
-{
-	return a->server_port == b->server_port && memcmp(a->server_ip, b->server_ip, 16) == 0;
-}
-
-/* The accepted connection of that 4-tuple, with a reference. */
-static struct rs_conn *find_accepted(const struct rs_tuple *t)
-{
-	struct rs_conn *c, *cand[8];
-	size_t n = 0;
-
-	rs_lock(&hash_lock);
-	for (c = accepted[bucket(t->client_ip, t->client_port)]; c && n < 8; c = c->hash_next)
-		if (c->tuple.family == t->family && c->tuple.client_port == t->client_port &&
-		    memcmp(c->tuple.client_ip, t->client_ip, 16) == 0 && rs_conn_get(c))
-			cand[n++] = c;
-	rs_unlock(&hash_lock);
-	c = NULL;
-	for (size_t i = 0; i < n; i++) {
-		bool hit = false;
-
-		/* Under the lock the descriptor cannot be closed and its number reused. */
-		rs_lock(&cand[i]->lock);
-		if (!c && !cand[i]->closed && learn_tuple(cand[i]))
-			hit = same_server(&cand[i]->tuple, t) &&
-			      cand[i]->tuple.client_port == t->client_port;
-		rs_unlock(&cand[i]->lock);
-		if (hit)
-			c = cand[i];
-		else
-			rs_conn_put(cand[i]);
-	}
-	return c;
-}
-
-bool rs_claim_has(const struct rs_tuple *t)
-{
-	struct rs_conn *c = find_accepted(t);
-
-	if (c)
-		rs_conn_put(c);
-	return c != NULL;
-}
 
 /* ---- for both sides ---- */
 
@@ -431,7 +170,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		answer_no(l, ask, RS_CLAIM_REFUSED, RS_REASON_NO_PROOF);
 		return;
 	}
-	c = find_accepted(&ask->tuple);
+	c = rs_accepted_find(&ask->tuple);
 	if (!c) {
 		answer_not_ours(l, ask);
 		return;
@@ -479,7 +218,7 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 		}
 		if (mine >= 0)
 			rs_sys1(SYS_close, mine);
-		adopt(c);
+		rs_accepted_adopt(c);
 	}
 	rs_unlock(&c->lock);
 	if (no) {
@@ -526,6 +265,13 @@ void rs_claim_reveal(struct rs_link *l, const struct rs_msg *m)
 }
 
 /* ---- the connecting side ---- */
+
+static bool loopback(const struct rs_tuple *t)
+{
+	static const uint8_t one[16] = { [15] = 1 };
+
+	return t->family == 4 ? t->server_ip[0] == 127 : memcmp(t->server_ip, one, 16) == 0;
+}
 
 static void backoff(struct rs_conn *c, uint64_t now)
 {
@@ -620,7 +366,7 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 	if (!over) {
 		if (!c->window_end && !c->server)
 			c->window_end = now + CLAIM_MS;
-		known = learn_tuple(c);
+		known = rs_tuple_learn(c);
 	}
 	late = now >= c->window_end;
 	rs_unlock(&c->lock);
@@ -839,12 +585,4 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 		break;
 	}
 	rs_conn_put(c);
-}
-
-void rs_claim_forget(void)
-{
-	memset(accepted, 0, sizeof(accepted));
-	oldest = NULL;
-	newest = NULL;
-	hash_lock.word = 0;
 }

@@ -6,7 +6,7 @@
  * The accepting side checks the descriptor against sock_diag and answers CLAIM_OK{its secret} + its
  * own descriptor, which the connecting side checks likewise before REVEAL{its secret}. The key of the
  * stream is a hash of both secrets: neither side chose it. Other answers: unknown, not yet accepted,
- * redirect to another process, refused. For the control thread, except where noted.
+ * redirect to another process, refused. For the control thread.
  */
 #ifndef CONN_MGR_CLAIM_H
 #define CONN_MGR_CLAIM_H
@@ -14,19 +14,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/socket.h>
 
 #include "rsock/reason.h"
 #include "rsock/wire.h"
 
 struct rs_conn;
 struct rs_link;
-struct rs_tuple;
 
-/* `c` was accepted on `port` from `peer`; it may be claimed. Thread-safe. */
-void rs_claim_accepted(struct rs_conn *c, uint16_t port, const struct sockaddr *peer);
-/* Forgets an accepted connection. Thread-safe. */
-void rs_claim_unaccept(struct rs_conn *c);
 /* Connected: find the peer process and claim. Called again at c->claim_at. */
 void rs_claim_begin(struct rs_conn *c, uint64_t now);
 
@@ -42,14 +36,9 @@ void rs_claim_link_lost(struct rs_conn *c, uint64_t now);
 bool rs_claim_tries_again(const struct rs_link *l);
 /* The link could not be made: connections that waited for it try `again`, or stay on TCP. */
 void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, bool again);
-/* This process has accepted that connection, and may take part in a claim of it. */
-bool rs_claim_has(const struct rs_tuple *t);
-/* Accepted connections whose window has passed are plain; when (ms) to come again, UINT64_MAX: never. */
-uint64_t rs_claim_expire(uint64_t now);
 /* The control thread lets go of a connection, which may be in the middle of a claim. */
 void rs_claim_drop(struct rs_conn *c);
 /* The peer will not go on with a claim that we have accepted. */
 void rs_claim_gone(struct rs_conn *c);
-void rs_claim_forget(void);
 
 #endif

@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
-#include "conn_mgr/claim.h"
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/wait.h"
 #include "rsock/sys.h"
@@ -84,7 +84,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	uint64_t n;
 
 	if (c->server)
-		rs_claim_unaccept(c);
+		rs_accepted_drop(c);
 	rs_lock(&c->lock);
 	if (c->bound && !c->plain &&
 	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &lin, &len) == 0 && lin.l_onoff) {

@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/claim.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/link.h"
@@ -132,7 +133,7 @@ static void drop(struct rs_conn *c)
 	if (c->next)
 		c->next->prev = c->prev;
 	c->listed = false;
-	rs_claim_unaccept(c);
+	rs_accepted_drop(c);
 	rs_claim_drop(c);
 	rs_conn_put(c);
 }
@@ -230,7 +231,7 @@ static bool may_stop(void)
 
 	rs_lock(&lock);
 	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) &&
-	    rs_claim_expire(0) == UINT64_MAX && rs_rendezvous_idle() && rs_links_idle() &&
+	    rs_accepted_expire(0) == UINT64_MAX && rs_rendezvous_idle() && rs_links_idle() &&
 	    rs_links_close()) {
 		__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
@@ -264,7 +265,7 @@ static void *control_main(void *arg)
 		check_last_thread();
 		rs_control_take_added();
 		due = look_at_all(now);
-		window = rs_claim_expire(now);
+		window = rs_accepted_expire(now);
 		if (window < due)
 			due = window;
 		rs_links_timer(now);

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "conn_mgr/claim.h"
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
@@ -119,7 +119,7 @@ void rs_elsewhere_asked(struct rs_link *l, const struct rs_msg *m)
 
 	if (!l->trusted)
 		return;
-	if (rs_claim_has(&m->tuple))
+	if (rs_accepted_has(&m->tuple))
 		here.port = rs_rdma_own_port();
 	if (here.port)
 		rs_link_send(l, &here, NULL, 0);

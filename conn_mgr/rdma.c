@@ -10,11 +10,11 @@
 #include <string.h>
 #include <sys/epoll.h>
 
-#include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rendezvous.h"
+#include "conn_mgr/tuple.h"
 #include "rsock/config.h"
 #include "rsock/greet.h"
 #include "rsock/log.h"
@@ -471,31 +471,6 @@ static int why_rejected(const struct rs_rdma_event *ev)
 
 /* ---- accepting ---- */
 
-/* Over RDMA a v4-mapped address is what the CM makes of one of IPv4 for a listener of both. */
-static bool cm_address(const struct sockaddr_storage *sa, uint8_t *family, uint8_t ip[16],
-		       uint16_t *port)
-{
-	memset(ip, 0, 16);
-	if (sa->ss_family == AF_INET) {
-		const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
-
-		*family = 4;
-		*port = ntohs(in->sin_port);
-		memcpy(ip, &in->sin_addr, 4);
-		return true;
-	}
-	if (sa->ss_family == AF_INET6) {
-		const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
-		bool mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
-
-		*family = mapped ? 4 : 6;
-		*port = ntohs(in6->sin6_port);
-		memcpy(ip, in6->sin6_addr.s6_addr + (mapped ? 12 : 0), mapped ? 4 : 16);
-		return true;
-	}
-	return false;
-}
-
 /*
  * Who we are for this client: the same each time, for links to us by different ports to be known as
  * one process; another one for others, so that no peer of ours can pretend to be us.
@@ -531,8 +506,8 @@ static int check_request(const struct rs_rdma_event *ev, struct rs_greet *g)
 	int r;
 
 	memset(g, 0, sizeof(*g));
-	if (!cm_address(&ev->peer, &g->tuple.family, g->tuple.client_ip, &from) ||
-	    !cm_address(&ev->local, &family, g->tuple.server_ip, &to) || family != g->tuple.family)
+	if (!rs_address(&ev->peer, &g->tuple.family, g->tuple.client_ip, &from) ||
+	    !rs_address(&ev->local, &family, g->tuple.server_ip, &to) || family != g->tuple.family)
 		return -1;
 	r = rs_greet_request_decode(ev->data, ev->data_len, key(), g);
 	if (r == -EPROTONOSUPPORT)

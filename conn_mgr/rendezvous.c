@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include "conn_mgr/claim.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/rdma.h"

@@ -7,7 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "conn_mgr/claim.h"
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/elsewhere.h"
 #include "conn_mgr/link.h"
@@ -107,7 +107,7 @@ static void after_fork_child(void)
 	rs_rows_forget();
 	rs_control_forget();
 	rs_links_forget();
-	rs_claim_forget();
+	rs_accepted_forget();
 	rs_rdma_forget();
 	rs_elsewhere_forget();
 	rs_rendezvous_forget();

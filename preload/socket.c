@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-#include "conn_mgr/claim.h"
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/rdma.h"
@@ -545,7 +545,7 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	c = new_conn(fd, true);
 	if (!c)
 		return;
-	rs_claim_accepted(c, port, (const struct sockaddr *)(const void *)peer);
+	rs_accepted_add(c, port, (const struct sockaddr *)(const void *)peer);
 }
 
 static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, bool four)

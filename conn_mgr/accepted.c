@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#include "conn_mgr/accepted.h"
+
+#include <string.h>
+
+#include "conn_mgr/conn.h"
+#include "conn_mgr/control.h"
+#include "conn_mgr/link.h"
+#include "conn_mgr/rdma.h"
+#include "conn_mgr/rendezvous.h"
+#include "conn_mgr/tuple.h"
+#include "rsock/config.h"
+#include "rsock/sys.h"
+
+#define REMOTE_WINDOW 5 /* times as long */
+#define BUCKETS 4096u
+
+static struct rs_lock hash_lock;
+static struct rs_conn *accepted[BUCKETS]; /* by the client's address */
+static struct rs_conn *oldest, *newest; /* those that nobody has claimed yet, as they came */
+
+static uint32_t bucket(const uint8_t ip[16], uint16_t port)
+{
+	uint32_t h = port * 2654435761u;
+
+	for (size_t i = 0; i < 16; i++)
+		h = (h ^ ip[i]) * 16777619u;
+	return (h ^ h >> 15) % BUCKETS;
+}
+
+/*
+ * Who claims from another host may have to wait until all workers have loaded the RDMA libraries, and
+ * is then sent from one to the other. On a busy host to load them alone takes seconds.
+ */
+static uint64_t window(const struct rs_conn *c)
+{
+	static const uint8_t one[16] = { [15] = 1 };
+	const uint8_t *ip = c->tuple.client_ip;
+	bool local = c->tuple.family == 4 ? ip[0] == 127 : memcmp(ip, one, 16) == 0;
+
+	return (uint64_t)rs_config.window_ms * (local || !rs_rdma_likely() ? 1 : REMOTE_WINDOW);
+}
+
+void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
+{
+	bool holder = true;
+	struct rs_directory *d;
+	uint32_t b;
+
+	c->tuple.server_port = port;
+	if (!rs_address((const struct sockaddr_storage *)(const void *)peer, &c->tuple.family,
+			c->tuple.client_ip, &c->tuple.client_port))
+		return;
+	b = bucket(c->tuple.client_ip, c->tuple.client_port);
+	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+	d = rs_rendezvous_accepted(port, &holder);
+	if (d && !holder) {
+		c->directory = d;
+		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
+				 rs_process_name());
+	}
+	rs_lock(&hash_lock);
+	c->expires = rs_now_ms() + window(c);
+	c->hash_next = accepted[b];
+	accepted[b] = c;
+	c->hashed = true;
+	c->prev = newest;
+	c->next = NULL;
+	if (newest)
+		newest->next = c;
+	else
+		oldest = c;
+	newest = c;
+	c->queued = true;
+	rs_unlock(&hash_lock);
+	rs_control_due(c->expires);
+}
+
+/* Under hash_lock. False: it was not in the queue. */
+static bool unqueue(struct rs_conn *c)
+{
+	if (!c->queued)
+		return false;
+	if (c->prev)
+		c->prev->next = c->next;
+	else
+		oldest = c->next;
+	if (c->next)
+		c->next->prev = c->prev;
+	else
+		newest = c->prev;
+	c->queued = false;
+	return true;
+}
+
+void rs_accepted_adopt(struct rs_conn *c)
+{
+	bool queued;
+
+	if (c->adopted)
+		return;
+	c->adopted = true;
+	rs_lock(&hash_lock);
+	queued = unqueue(c);
+	rs_unlock(&hash_lock);
+	rs_control_add(c, c->claim_at);
+	if (queued)
+		rs_conn_put(c);
+}
+
+uint64_t rs_accepted_expire(uint64_t now)
+{
+	for (;;) {
+		struct rs_conn *c;
+		uint64_t due;
+
+		rs_lock(&hash_lock);
+		c = oldest;
+		due = c ? c->expires : UINT64_MAX;
+		if (due <= now)
+			__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+		rs_unlock(&hash_lock);
+		if (due > now)
+			return due;
+		rs_conn_give_up(c, rs_links_why_none());
+		rs_accepted_drop(c);
+		rs_conn_put(c);
+	}
+}
+
+void rs_accepted_drop(struct rs_conn *c)
+{
+	struct rs_conn **p;
+	bool queued;
+
+	rs_lock(&hash_lock);
+	if (!c->hashed) {
+		rs_unlock(&hash_lock);
+		return;
+	}
+	queued = unqueue(c);
+	for (p = &accepted[bucket(c->tuple.client_ip, c->tuple.client_port)]; *p;
+	     p = &(*p)->hash_next)
+		if (*p == c) {
+			*p = c->hash_next;
+			break;
+		}
+	c->hashed = false;
+	rs_unlock(&hash_lock);
+	if (c->directory)
+		rs_directory_drop(c->directory, c->tuple.family, c->tuple.client_ip,
+				  c->tuple.client_port);
+	if (queued)
+		rs_conn_put(c);
+}
+
+static bool same_server(const struct rs_tuple *a, const struct rs_tuple *b)
+{
+	return a->server_port == b->server_port && memcmp(a->server_ip, b->server_ip, 16) == 0;
+}
+
+struct rs_conn *rs_accepted_find(const struct rs_tuple *t)
+{
+	struct rs_conn *c, *cand[8];
+	size_t n = 0;
+
+	rs_lock(&hash_lock);
+	for (c = accepted[bucket(t->client_ip, t->client_port)]; c && n < 8; c = c->hash_next)
+		if (c->tuple.family == t->family && c->tuple.client_port == t->client_port &&
+		    memcmp(c->tuple.client_ip, t->client_ip, 16) == 0 && rs_conn_get(c))
+			cand[n++] = c;
+	rs_unlock(&hash_lock);
+	c = NULL;
+	for (size_t i = 0; i < n; i++) {
+		bool hit = false;
+
+		/* Under the lock the descriptor cannot be closed and its number reused. */
+		rs_lock(&cand[i]->lock);
+		if (!c && !cand[i]->closed && rs_tuple_learn(cand[i]))
+			hit = same_server(&cand[i]->tuple, t) &&
+			      cand[i]->tuple.client_port == t->client_port;
+		rs_unlock(&cand[i]->lock);
+		if (hit)
+			c = cand[i];
+		else
+			rs_conn_put(cand[i]);
+	}
+	return c;
+}
+
+bool rs_accepted_has(const struct rs_tuple *t)
+{
+	struct rs_conn *c = rs_accepted_find(t);
+
+	if (c)
+		rs_conn_put(c);
+	return c != NULL;
+}
+
+void rs_accepted_forget(void)
+{
+	memset(accepted, 0, sizeof(accepted));
+	oldest = NULL;
+	newest = NULL;
+	hash_lock.word = 0;
+}

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * control.h - the control thread: one per process, from the first TCP connect or listen on
+ * control.h - the control thread: one per process, from the first TCP connection on that may have a peer
  *
  * It owns the rendezvous sockets and links (conn_mgr/link.h), watches the TCP side of connections
- * that are off the beaten path, and runs timers. All functions are thread-safe; none waits for it.
+ * that are off the beaten path, and runs timers. All functions are thread-safe; those that wait for it
+ * say so.
  */
 #ifndef CONN_MGR_CONTROL_H
 #define CONN_MGR_CONTROL_H

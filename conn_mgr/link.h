@@ -2,8 +2,8 @@
 /*
  * link.h - links: what this process shares with one other process, for all streams between them
  *
- * On one host a link is a SOCK_SEQPACKET connection of abstract unix sockets (rendezvous.h), kept for
- * as long as both processes live, plus both ends' slabs. Between hosts (rdma.h) a queue pair takes the
+ * On one host a link is a SOCK_SEQPACKET connection of abstract unix sockets (rendezvous.h), kept until
+ * some seconds after its last stream, plus both ends' slabs. Between hosts (rdma.h) a queue pair takes the
  * place of the socket, and registered memory that of the slabs. Either way it carries the messages of
  * all their streams.
  *

@@ -3,7 +3,7 @@
  * reason.h - the fixed vocabulary of "why is this stream on TCP"
  *
  * Every stream that is not on the fast path carries one of these; `rsock stat`, the log and the
- * documentation use the same words. docs/operations.md explains each.
+ * documentation use the same words; README.md and rsock-stat(1) explain each.
  */
 #ifndef RSOCK_REASON_H
 #define RSOCK_REASON_H
@@ -33,7 +33,7 @@
 	X(PEER_LEFT, "peer-left", "the peer left the fast path")                       \
 	X(PEER_CLOSED, "peer-closed", "the peer closed the connection")                \
 	X(CLOSING, "closing", "the connection is being closed")                        \
-	X(PARKED, "parked", "idle; re-enters on traffic")                              \
+	X(PARKED, "parked", "the program asked for TCP")                               \
 	X(VERSION, "version", "the peer speaks another version of the protocol")       \
 	X(PROTOCOL, "protocol", "the peer broke the protocol")                         \
 	X(KEY, "key", "the cluster key is missing, unreadable or not the peer's")      \

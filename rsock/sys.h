@@ -61,7 +61,7 @@ static inline void rs_cpu_relax(void)
 #endif
 }
 
-/* `shared`: the word is in memory shared between processes. `timeout` is relative; NULL: none. */
+/* `private`: the word is in memory of this process alone. `timeout` is relative; NULL: none. */
 static inline long rs_futex_wait(uint32_t *word, uint32_t val, const struct timespec *timeout,
 				 bool private)
 {

@@ -81,11 +81,11 @@ enum rs_msg_type {
 	/* The sender has forgotten the stream; in `epoch` it wrote `offset` control bytes to TCP. */
 	RS_MSG_GONE = 11,
 	RS_MSG_FIN = 12, /* hint: the direction ends at `offset` */
-	RS_MSG_BELL = 13, /* carries an eventfd: the sender's bell number `bell` */
-	RS_MSG_SEGMENT = 14, /* carries a memfd: segment number `segment` of the sender's slab */
+	RS_MSG_BELL = 13, /* carries an eventfd: the sender's bell number `index` */
+	RS_MSG_SEGMENT = 14, /* carries a memfd: segment number `index` of the sender's slab */
 	RS_MSG_RING = 15, /* some bell of the addressee rings */
 	RS_MSG_WHERE = 16, /* have you accepted `tuple`? on one host, for a client on another */
-	RS_MSG_HERE = 17, /* the answer to a WHERE: at RDMA port `port`; 0: no */
+	RS_MSG_HERE = 17, /* the answer to a WHERE: at RDMA port `port` */
 	RS_MSG_COUNT
 };
 

@@ -35,7 +35,7 @@ int rs_path_find(const struct rs_rdma_host *host, const struct sockaddr *from,
 void rs_path_scope(struct sockaddr *from, struct sockaddr *to);
 /* Routes, addresses or netdevs have changed; `devices`: RDMA devices too. */
 void rs_path_forget(bool devices);
-/* "rxe0 port 1 gid 1 mtu 4096 by vec0", cut to `size` with its NUL. */
+/* "rxe0 port 1 gid 1 mtu 4096 by vec0 (RoCE)", cut to `size` with its NUL. */
 void rs_path_text(const struct rs_path *p, char *out, size_t size);
 
 #endif

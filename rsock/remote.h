@@ -56,7 +56,7 @@
 #define RS_REMOTE_RING ((size_t)256 << 10)
 #define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
 #define RS_REMOTE_TELL (RS_REMOTE_RING / 2) /* bytes consumed that the sender is told of */
-#define RS_REMOTE_CHUNK 16u /* streams that get their memory together */
+#define RS_REMOTE_CHUNK 8u /* streams that get their memory together: 4 MiB locked */
 #define RS_REMOTE_WAKES 64u
 #define RS_REMOTE_LEASE_MS 8u
 #define RS_REMOTE_STREAMS (RS_SHM_SEGMENTS * RS_SHM_SLOTS)

@@ -13,6 +13,7 @@ PORT = 7200
 SOURCE = r'''
 import json, os, socket, sys, time
 role, address, port, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+wait = len(sys.argv) > 5
 import random
 unit = random.Random(7).randbytes(1 << 20)
 PATTERN = unit * 3
@@ -56,7 +57,8 @@ def receive(s, slow=0):
 
 s = connected()
 tell(connected=True)
-time.sleep(0.4)
+if wait:
+    sys.stdin.readline()  # until it has entered
 s.sendall(b"!") if role == "client" else s.recv(1)
 s.sendall(b"!") if role == "server" else s.recv(1)
 tell(ready=True)
@@ -95,19 +97,34 @@ elif how == "forked":
 '''
 
 
-def start(host, role, address, how, prefix=(*RSOCK,), port=PORT):
+def start(host, role, address, how, *more, prefix=(*RSOCK,), port=PORT):
     host.put("/tmp/ends.py", SOURCE)
-    process = host.spawn([*prefix, "python3", "/tmp/ends.py", role, address, port, how])
+    process = host.spawn([*prefix, "python3", "/tmp/ends.py", role, address, port, how, *more],
+                         stdin=bool(more))
     if role == "server":
         process.wait_listening(port)
     return process
 
 
-def pair(lab, client, server, **how):
+def pair(lab, client, server, port=PORT, **how):
+    """Two ends whose connection is on RDMA in both directions."""
     a, b = lab.hosts
-    ends = [start(b, "server", b.ip, server, **how), start(a, "client", b.ip, client, **how)]
-    for end in ends:
-        end.wait_line("ready")
+    ends = [start(b, "server", b.ip, server, "wait", port=port, **how),
+            start(a, "client", b.ip, client, "wait", port=port, **how)]
+    end = time.monotonic() + 15
+    for process in ends:
+        process.wait_line("connected")
+    while True:
+        time.sleep(0.3)
+        found = [[row for row in rows(host) if (":%d" % port) in row["local"] + row["peer"]]
+                 for host in lab.hosts]
+        if all(len(r) == 1 and r[0]["tx_path"] == r[0]["rx_path"] == "rdma" for r in found):
+            break
+        check(time.monotonic() < end, "not on RDMA: %s" % found)
+    for process in ends:
+        process.write(b"\n")
+    for process in ends:
+        process.wait_line("ready")
     return ends[1], ends[0]
 
 
@@ -200,11 +217,11 @@ def case_fork_with_a_live_connection(lab):
 def stays_on_tcp(lab, reasons, prefixes):
     """`reasons`: of the client and the server, None where it is not under rsock."""
     a, b = lab.hosts
-    server = start(b, "server", b.ip, "hold", prefixes[1])
-    client = start(a, "client", b.ip, "hold", prefixes[0])
+    server = start(b, "server", b.ip, "hold", prefix=prefixes[1])
+    client = start(a, "client", b.ip, "hold", prefix=prefixes[0])
     client.wait_line("ready", 5)
     server.wait_line("ready", 5)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20  # the window of an accepted one is ten seconds
     for host, want in ((a, reasons[0]), (b, reasons[1])):
         while want:
             found = [row for row in rows(host) if "listen" not in row["path"]]
@@ -243,6 +260,15 @@ def case_little_memory_may_be_locked(lab):
     stays_on_tcp(lab, (("memlock",), None), (limited, RSOCK))
     stays_on_tcp(lab, (("memlock", "peer-plain"), ("memlock", "peer-plain", "no-route")),
                  (RSOCK, limited))
+
+
+def case_as_much_may_be_locked_as_by_default(lab):
+    """8 MiB, for a user without privileges: enough for a link and its first connections."""
+    for host in lab.hosts:
+        host.run("chmod 666 /dev/infiniband/*", check=True)
+    prefix = user("prlimit", "--memlock=8388608:8388608", *RSOCK)
+    for end in pair(lab, "hold", "hold", prefix=prefix):
+        end.kill()
 
 
 @needs(timeout=60, also="siw")

@@ -40,6 +40,7 @@ class Flow:
         self.s, self.sent, self.got = s, hashlib.sha256(), hashlib.sha256()
         self.source, self.left, self.taken, self.eof = chunks(o["out"], self.sent), b"", 0, False
         self.done_out = False
+        self.name = (s.getsockname() if o["role"] == "client" else s.getpeername())[1]
 
     def push(self):
         """Writes once, without sleeping; False when all is written."""
@@ -89,7 +90,7 @@ class Flow:
             self.all_out()
 
     def report(self):
-        tell(sent=self.sent.hexdigest(), got=self.got.hexdigest(), taken=self.taken)
+        tell(connection=self.name, sent=self.sent.hexdigest(), got=self.got.hexdigest(), taken=self.taken)
 
 
 def multiplex(flows):
@@ -169,16 +170,16 @@ class Transfer:
         self.server, self.client = self.ends
 
     def settle(self, count=1, timeout=30):
-        """Until the connections of both are on RDMA, or will never be; then it begins."""
+        """Until the connections of both are on RDMA, in both directions; then it begins."""
         end = time.monotonic() + timeout
         for process in self.ends:
             process.wait_line("connected", timeout)
-        while time.monotonic() < end:
+        while True:
             time.sleep(0.4)  # a look takes the guest's only CPU away from what it looks at
             found = [rows(process.host) for process in self.ends]
-            if all(len(r) == count and not any(row["reason"] == "starting" for row in r)
-                   for r in found):
+            if all(len(r) == count and all(on_rdma(row) for row in r) for r in found):
                 break
+            check(time.monotonic() < end, "not on RDMA: %s" % found)
         for process in self.ends:
             process.write(b"\n")
 
@@ -192,8 +193,9 @@ class Transfer:
         """Every byte that one has sent the other has got, on each connection."""
         theirs, ours = (self.results(end, timeout) for end in self.ends)
         for one, other in ((ours, theirs), (theirs, ours)):
-            sent = sorted(r["sent"] for r in one)
-            got = sorted(r["got"] for r in other)
+            sent = {r["connection"]: r["sent"] for r in one}
+            got = {r["connection"]: r["got"] for r in other}
+            check(len(sent) == len(one), "not one line for each connection: %s" % one[:3])
             check(sent == got, "not what was sent: %s, %s" % (one[:3], other[:3]))
 
     def end(self):
@@ -204,12 +206,17 @@ class Transfer:
             end.good(10)
 
 
+def on_rdma(row):
+    return row["tx_path"] == row["rx_path"] == "rdma"
+
+
 def rows(host):
     said = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
     return [row for row in said if row["peer"]]
 
 
 def exchange(lab, both, here=None, there=None, timeout=50):
+    """With `settle`, the first byte is on RDMA already; else they enter when some have gone by TCP."""
     a, b = lab.hosts
     both = {"hold": True, "settle": True, **both}
     t = Transfer(a, b, both, here, there)
@@ -220,8 +227,10 @@ def exchange(lab, both, here=None, there=None, timeout=50):
         found = rows(host)
         check(found, "no connection on " + host.name)
         for row in found:
-            check(row["tx_fast_bytes"] + row["rx_fast_bytes"] and row["enters"],
-                  "%s: %s" % (host.name, row))
+            tcp = row["tx_bytes"] - row["tx_fast_bytes"], row["rx_bytes"] - row["rx_fast_bytes"]
+            check(row["enters"] and row["tx_fast_bytes"] + row["rx_fast_bytes"]
+                  and (tcp == (0, 0) or not both["settle"]), "%s: %s" % (host.name, row))
+            check(both["settle"] or tcp != (0, 0), "nothing went by TCP: %s" % row)
     t.end()
 
 

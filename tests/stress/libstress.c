@@ -51,6 +51,8 @@ void stress_begin(int points, unsigned int alarm_s)
 	signal(SIGPIPE, SIG_IGN);
 	alarm(alarm_s);
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	/* A loaded machine may take its time: a stream that gave up is none that a test can wait for. */
+	setenv("RSOCK_WINDOW_MS", "20000", 0);
 	rs_process_init();
 	printf("1..%d\n", points);
 }
@@ -377,7 +379,10 @@ int end_send(struct end *e)
 	if ((size_t)r > n || r == 0)
 		stress_fail("send of %zu gave %zd", n, r);
 	e->tx += (uint64_t)r;
-	e->fast |= (rsock_fd_path(e->fd) & 1) != 0;
+	if (rsock_fd_path(e->fd) & 1)
+		e->fast = true;
+	else
+		e->left |= e->fast;
 	return END_MORE;
 }
 

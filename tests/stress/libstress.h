@@ -75,6 +75,7 @@ struct end {
 	uint64_t tx, tx_total;
 	uint64_t rx, rx_total;
 	bool shut, eof, fast;
+	bool left; /* bytes were sent on the fast path, and later ones on TCP */
 	struct rng rng;
 };
 

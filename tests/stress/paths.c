@@ -109,10 +109,11 @@ static void look(struct meddler *m)
 	m->count++;
 }
 
-static void disturbed(const char *name, void (*what)(struct meddler *m), uint64_t bytes)
+static void disturbed(const char *name, void (*what)(struct meddler *m), bool leaves)
 {
-	uint64_t end = stress_now() + stress_ms();
-	uint32_t conns = 0, fast = 0, count = 0;
+	const uint64_t bytes = (uint64_t)2 << 20;
+	uint64_t end = stress_now() + stress_ms(), last = end + 10000;
+	uint32_t conns = 0, fast = 0, left = 0, count = 0;
 	struct rng r = rng_new();
 
 	do {
@@ -149,16 +150,24 @@ static void disturbed(const char *name, void (*what)(struct meddler *m), uint64_
 			pthread_join(t[i][4], NULL);
 			fast += a[i].fast;
 			fast += b[i].fast;
+			left += a[i].left;
+			left += b[i].left;
 			count += m[i].count;
 			rsock_close(a[i].fd);
 			rsock_close(b[i].fd);
 			conns++;
 		}
+		if (leaves && !left && stress_now() >= end && stress_now() < last)
+			end = stress_now() + 1; /* chance has kept them all so far */
 	} while (stress_now() < end && !stress_failed());
 	if (!fast)
 		stress_fail("no stream was ever on the fast path");
-	stress_note("%u connections, %u of %u directions fast, disturbed %u times", conns, fast,
-		    2 * conns, count);
+	if (!count)
+		stress_fail("nobody was ever disturbed");
+	if (leaves && !left)
+		stress_fail("no stream ever left the fast path while bytes moved");
+	stress_note("%u connections, %u of %u directions fast, %u left, disturbed %u times", conns,
+		    fast, 2 * conns, left, count);
 	stress_slots();
 	stress_point(name);
 }
@@ -167,7 +176,7 @@ static void disturbed(const char *name, void (*what)(struct meddler *m), uint64_
 static void moved(void)
 {
 	uint64_t end = stress_now() + stress_ms();
-	uint32_t conns = 0;
+	uint32_t conns = 0, fast = 0;
 	struct rng r = rng_new();
 
 	do {
@@ -198,11 +207,14 @@ static void moved(void)
 			a.fd = to;
 		}
 		pthread_join(t, NULL);
+		fast += a.fast;
 		rsock_close(a.fd);
 		rsock_close(b.fd);
 		conns++;
 	} while (stress_now() < end && !stress_failed());
-	stress_note("%u connections", conns);
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u connections, %u fast", conns, fast);
 	stress_slots();
 	stress_point("descriptors that move");
 }
@@ -213,7 +225,7 @@ static void alone(void)
 	static uint8_t out[1 << 20], in[1 << 20];
 	uint64_t end = stress_now() + stress_ms();
 	struct rng r = rng_new();
-	uint32_t conns = 0;
+	uint32_t conns = 0, fast = 0;
 
 	do {
 		int fds[2], size = 4 << 20;
@@ -230,6 +242,7 @@ static void alone(void)
 			pattern_fill(conns, k, out, total);
 			if (rsock_send(fds[k], out, total, 0) != (ssize_t)total)
 				stress_fail("send: %s", strerror(errno));
+			fast += rsock_fd_path(fds[k]) & 1;
 			if (rng_below(&r, 4) == 0 && rsock_fd_leave(fds[rng_below(&r, 2)]) != 0)
 				stress_fail("leave: %s", strerror(errno));
 			while (at < total) {
@@ -248,7 +261,9 @@ static void alone(void)
 		rsock_close(fds[1]);
 		conns++;
 	} while (stress_now() < end && !stress_failed());
-	stress_note("%u connections", conns);
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u connections, %u of %u directions fast", conns, fast, 2 * conns);
 	stress_slots();
 	stress_point("one thread with both ends");
 }
@@ -257,11 +272,11 @@ int main(void)
 {
 	stress_begin(7, 110);
 	listener = stress_listen(&port);
-	disturbed("one end leaves in the middle", leave_once, (uint64_t)2 << 20);
-	disturbed("both ends leave in the middle", leave_both, (uint64_t)2 << 20);
-	disturbed("an option makes it leave", exotic, (uint64_t)2 << 20);
-	disturbed("duplicates come and go", duplicate, (uint64_t)2 << 20);
-	disturbed("somebody looks all the time", look, (uint64_t)2 << 20);
+	disturbed("one end leaves in the middle", leave_once, true);
+	disturbed("both ends leave in the middle", leave_both, true);
+	disturbed("an option makes it leave", exotic, true);
+	disturbed("duplicates come and go", duplicate, false);
+	disturbed("somebody looks all the time", look, false);
 	moved();
 	alone();
 	rsock_close(listener);

@@ -175,7 +175,7 @@ struct echo {
 	int fd;
 	uint32_t rounds;
 	uint32_t flags;
-	bool over;
+	bool fast; /* in the end */
 };
 
 static void *echo_server(void *arg)
@@ -238,6 +238,7 @@ static void *echo_client(void *arg)
 		if (rng_below(&r, 20) == 0)
 			usleep(rng_below(&r, 300));
 	}
+	c->fast = rsock_fd_path(c->fd) != 0;
 	rsock_close(c->fd);
 	return NULL;
 }
@@ -245,7 +246,7 @@ static void *echo_client(void *arg)
 static void ping_pong(void)
 {
 	static const uint32_t flags[] = { 0, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT };
-	uint32_t rounds = 0;
+	uint32_t rounds = 0, fast = 0;
 
 	for (size_t f = 0; f < 4; f++) {
 		struct echo s[2], c[2];
@@ -263,8 +264,12 @@ static void ping_pong(void)
 		for (size_t i = 0; i < 4; i++)
 			pthread_join(t[i], NULL);
 		rounds += c[0].rounds + c[1].rounds;
+		fast += c[0].fast;
+		fast += c[1].fast;
 	}
-	stress_note("%u round trips", rounds);
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u round trips, %u of 8 connections fast", rounds, fast);
 	stress_slots();
 	stress_point("no edge is lost");
 }
@@ -328,11 +333,11 @@ static void short_connect(struct short_lived *s, uint32_t i)
  * Streams become fast while the set that holds them is asked all the time; at the end those that have
  * not all become so yet are closed with an answer unread, which aborts them.
  */
-static void batch(uint32_t ms, uint32_t *all_events, uint32_t *all_conns)
+static void batch(uint32_t ms, uint32_t *all_events, uint32_t *all_conns, uint32_t *all_fast)
 {
 	uint64_t end = stress_now() + ms;
 	struct short_lived s = { .ep = rsock_epoll_create1(EPOLL_CLOEXEC) };
-	uint32_t events = 0, conns = SHORT;
+	uint32_t events = 0, conns = SHORT, fast = 0;
 	bool stop = false;
 	pthread_t t = stress_thread(short_server, &stop);
 
@@ -357,28 +362,35 @@ static void batch(uint32_t ms, uint32_t *all_events, uint32_t *all_conns)
 				rsock_send(s.fd[i], "abc", 3, MSG_NOSIGNAL);
 				continue;
 			}
+			fast += rsock_fd_path(s.fd[i]) != 0;
 			rsock_close(s.fd[i]);
 			short_connect(&s, i);
 			conns++;
 		}
 	}
-	for (uint32_t i = 0; i < SHORT; i++)
+	for (uint32_t i = 0; i < SHORT; i++) {
+		fast += rsock_fd_path(s.fd[i]) != 0;
 		rsock_close(s.fd[i]);
+	}
 	usleep(20000); /* the server hears of it */
 	__atomic_store_n(&stop, true, __ATOMIC_SEQ_CST);
 	pthread_join(t, NULL);
 	rsock_close(s.ep);
 	*all_events += events;
 	*all_conns += conns;
+	*all_fast += fast;
 }
 
 static void batches(void)
 {
-	uint32_t events = 0, conns = 0, n = 0;
+	uint32_t events = 0, conns = 0, fast = 0, n = 0;
 
 	for (; n < 20 && !stress_failed(); n++)
-		batch(n ? 15 : stress_ms(), &events, &conns);
-	stress_note("%u events, %u connections, aborted %u times", events, conns, n);
+		batch(n ? 15 : stress_ms(), &events, &conns, &fast);
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u events, %u connections, %u fast when closed, aborted %u times", events,
+		    conns, fast, n);
 	stress_slots();
 	stress_point("a batch names nobody twice");
 }
@@ -423,6 +435,8 @@ static void nested(void)
 	rsock_close(fds[1]);
 	rsock_close(inner);
 	rsock_close(outer);
+	if (!c.fast)
+		stress_fail("the stream was not on the fast path in the end");
 	stress_note("%u wake-ups, %u round trips", rounds, c.rounds);
 	stress_slots();
 	stress_point("nested sets");

@@ -99,6 +99,82 @@ static void no_stand_still(void **state)
 	}
 }
 
+/* One end with its receive buffers, in the order in which they were filled. */
+struct side {
+	struct rs_credits c;
+	uint8_t in[DEPTH][RS_NOTE_LEN];
+	uint32_t filled, polled;
+};
+
+static void post(struct side *from, struct side *to, uint32_t imm)
+{
+	assert_true(to->filled - to->polled < DEPTH); /* or the connection ends */
+	from->c.sent++;
+	from->c.told = from->c.took;
+	rs_note_encode(to->in[to->filled++ % DEPTH], imm, from->c.took);
+}
+
+static void settle(struct side *me, struct side *peer)
+{
+	if (rs_credits_owed(&me->c) && rs_credits_allow(&me->c, true))
+		post(me, peer, RS_NOTE_NONE);
+}
+
+static void poll_some(struct side *me, struct side *peer, uint32_t n)
+{
+	settle(me, peer); /* what could not go before */
+	for (; n && me->polled != me->filled; n--) {
+		rs_note_take(&me->c, me->in[me->polled++ % DEPTH]);
+		me->c.took++;
+		settle(me, peer);
+	}
+}
+
+static uint32_t send_some(struct side *me, struct side *peer, uint32_t n)
+{
+	uint32_t sent = 0;
+
+	for (; sent < n && rs_credits_allow(&me->c, false); sent++)
+		post(me, peer, sent);
+	return sent;
+}
+
+/* Both send data until they may not, each before it has read what the other sent. */
+static void both_send(void **state)
+{
+	static struct side a, b;
+	uint32_t x = 2463534242u;
+
+	(void)state;
+	for (uint32_t start = 0; start < 2; start++) {
+		const uint32_t base = start ? UINT32_MAX - 3 * DEPTH : 0;
+		const struct rs_credits c = {
+			.depth = DEPTH, .sent = base, .took = base, .told = base, .peer_took = base
+		};
+
+		a = (struct side){ .c = c };
+		b = (struct side){ .c = c };
+		for (int round = 0; round < 20000; round++) {
+			x ^= x << 13;
+			x ^= x >> 17;
+			x ^= x << 5;
+			send_some(&a, &b, x & 1 ? DEPTH : x >> 8 & 255);
+			send_some(&b, &a, x & 2 ? DEPTH : x >> 16 & 255);
+			poll_some(&a, &b, x & 4 ? UINT32_MAX : x >> 12 & 255);
+			poll_some(&b, &a, x & 8 ? UINT32_MAX : x >> 20 & 255);
+			if (x >> 4 & 7)
+				continue;
+			while (a.polled != a.filled || b.polled != b.filled) {
+				poll_some(&a, &b, UINT32_MAX);
+				poll_some(&b, &a, UINT32_MAX);
+			}
+			/* All is read, and nothing is on its way that could free anybody. */
+			assert_true(send_some(&a, &b, DEPTH) >= DEPTH / 4);
+			assert_true(send_some(&b, &a, DEPTH) >= DEPTH / 4);
+		}
+	}
+}
+
 static void ports(void **state)
 {
 	(void)state;
@@ -112,9 +188,9 @@ static void ports(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(notes), cmocka_unit_test(never_more_than_buffers),
-		cmocka_unit_test(lies),	 cmocka_unit_test(no_stand_still),
-		cmocka_unit_test(ports),
+		cmocka_unit_test(notes),     cmocka_unit_test(never_more_than_buffers),
+		cmocka_unit_test(lies),	     cmocka_unit_test(no_stand_still),
+		cmocka_unit_test(both_send), cmocka_unit_test(ports),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -126,6 +126,9 @@ static void send_messages(struct rs_conn *c)
 		/* LEFT says that no write follows. */
 		if (m.type == RS_MSG_LEFT && c->ch.remote)
 			rs_remote_open(&c->ch, false);
+		/* Once both have said it, the peer's slot and its memory are another stream's. */
+		if (m.type == RS_MSG_GONE)
+			c->ch.mute = true;
 		if (m.type == RS_MSG_ENTER_OK)
 			rs_chan_rx_begin(&c->ch, m.offset);
 		rs_link_tell(c, m.type, m.epoch, m.offset);

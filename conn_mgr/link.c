@@ -100,7 +100,7 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 		l->queue = q->next;
 		free(q);
 	}
-	l->died = now;
+	__atomic_store_n(&l->died, now, __ATOMIC_RELAXED);
 	for (uint32_t id = 0; id < l->slots; id++)
 		rs_link_slot_release(l, id);
 	rs_unlock(&l->lock);
@@ -440,11 +440,13 @@ void rs_links_timer(uint64_t now)
 		} else if (l->up && !l->queue) {
 			rs_link_kill(l, now);
 		}
-		if (l->dead && l->died && !rs_link_used(l)) {
-			if (now >= l->died + RECLAIM_MS)
+		if (l->dead && !rs_link_used(l)) {
+			uint64_t died = __atomic_load_n(&l->died, __ATOMIC_RELAXED);
+
+			if (died && now >= died + RECLAIM_MS)
 				reclaim(l);
-			else
-				rs_control_due(l->died + RECLAIM_MS);
+			else if (died)
+				rs_control_due(died + RECLAIM_MS);
 		}
 	}
 }

@@ -151,8 +151,8 @@ static void drop_oldest_idle(const struct rs_link *but)
 	uint32_t n = 0;
 
 	for (struct rs_link *l = rs_links; l; l = l->next) {
-		if (l == but || !rs_link_alive(l) || l->initiator || l->shm.remote ||
-		    rs_link_used(l))
+		if (l == but || !rs_link_alive(l) || l->initiator ||
+		    !l->shm.remote != !but->shm.remote || rs_link_used(l))
 			continue;
 		n++;
 		if (!oldest || l->born < oldest->born)

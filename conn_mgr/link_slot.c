@@ -101,6 +101,9 @@ void rs_link_slot_release(struct rs_link *l, uint32_t id)
 	if (!s->used || s->conn || !(l->dead || (s->done && s->gone_sent && s->gone_recv)))
 		return;
 	*s = (struct rs_slot_state){ 0 };
+	/* Who slept in it has been woken only now, and still looks at the link's memory. */
+	if (l->dead)
+		__atomic_store_n(&l->died, rs_now_ms(), __ATOMIC_RELAXED);
 	__atomic_store_n(&l->used, l->used - 1, __ATOMIC_RELAXED);
 	l->hint = id;
 }

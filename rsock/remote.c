@@ -616,7 +616,8 @@ void rs_remote_credit(struct rs_chan *c)
 	uint64_t head = c->head;
 	int e;
 
-	if (head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL) || deferred(r, c->id))
+	if (c->mute || head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL) ||
+	    deferred(r, c->id))
 		return;
 	rs_lock(&r->lock);
 	if (r->qp) {

@@ -351,10 +351,15 @@ uint64_t rs_chan_tx_head(struct rs_chan *c)
 static uint64_t limit(const struct rs_chan *c)
 {
 	uint32_t rx = __atomic_load_n(&c->peer->rx_limit, __ATOMIC_RELAXED);
+	uint64_t max;
 
 	if (!(c->tx_limit | rx))
 		return 0;
-	return (c->tx_limit ? c->tx_limit : MAX_SNDBUF) + (uint64_t)(rx ? rx : MIN_RCVBUF);
+	max = (c->tx_limit ? c->tx_limit : MAX_SNDBUF) + (uint64_t)(rx ? rx : MIN_RCVBUF);
+	/* With less in flight than is told of at a time, nothing would be told, and it would stop. */
+	if (c->remote && max < RS_REMOTE_TELL + RS_REMOTE_CUT)
+		max = RS_REMOTE_TELL + RS_REMOTE_CUT;
+	return max;
 }
 
 static size_t room(const struct rs_chan *c)

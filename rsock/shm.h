@@ -127,6 +127,7 @@ struct rs_chan {
 	uint64_t posted; /* on its way to the peer up to here */
 	uint64_t told; /* the head that the peer was told last */
 	bool open; /* bytes may travel */
+	bool mute; /* the peer may have forgotten the stream: write nothing to it */
 	bool eager; /* tell the peer of every byte consumed: it waits to close */
 };
 

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <infiniband/verbs.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <rdma/rdma_cma.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,7 @@
 struct rs_qp {
 	struct rs_qp *next, **prev;
 	struct rdma_cm_id *id;
+	struct ibv_pd *pd;
 	struct ibv_comp_channel *channel;
 	struct ibv_cq *cq;
 	void *user;
@@ -156,6 +158,8 @@ static void unmake(struct rs_qp *qp)
 		rdma_destroy_qp(qp->id);
 	if (qp->mr)
 		ibv_dereg_mr(qp->mr);
+	if (qp->pd)
+		ibv_dealloc_pd(qp->pd);
 	if (qp->cq)
 		ibv_destroy_cq(qp->cq);
 	if (qp->channel)
@@ -163,6 +167,7 @@ static void unmake(struct rs_qp *qp)
 	if (qp->bytes)
 		munmap(qp->bytes, BYTES);
 	qp->mr = NULL;
+	qp->pd = NULL;
 	qp->cq = NULL;
 	qp->channel = NULL;
 	qp->bytes = NULL;
@@ -239,7 +244,7 @@ static int make(struct rs_qp *qp)
 			 .max_inline_data = INLINE_MAX },
 	};
 	uint8_t timeout = ACK_TIMEOUT;
-	const char *doing = "creating a completion queue";
+	const char *doing = "allocating a protection domain";
 	size_t size = 0;
 	void *p;
 	int r = bound(qp);
@@ -249,6 +254,11 @@ static int make(struct rs_qp *qp)
 	errno = 0;
 	qp->iwarp = qp->id->verbs->device->transport_type == IBV_TRANSPORT_IWARP;
 	qp->credits.depth = RECV_DEPTH;
+	/* Of its own: what a peer may write is the memory of its own link, not that of others. */
+	qp->pd = ibv_alloc_pd(qp->id->verbs);
+	if (!qp->pd)
+		goto fail;
+	doing = "creating a completion queue";
 	qp->channel = ibv_create_comp_channel(qp->id->verbs);
 	if (!qp->channel)
 		goto fail;
@@ -267,11 +277,11 @@ static int make(struct rs_qp *qp)
 	doing = "creating a queue pair";
 	rdma_set_option(qp->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
 			sizeof(timeout));
-	if (rdma_create_qp(qp->id, NULL, &attr) != 0)
+	if (rdma_create_qp(qp->id, qp->pd, &attr) != 0)
 		goto fail;
 	doing = "registering memory";
 	size = BYTES;
-	qp->mr = ibv_reg_mr(qp->id->pd, qp->bytes, BYTES, IBV_ACCESS_LOCAL_WRITE);
+	qp->mr = ibv_reg_mr(qp->pd, qp->bytes, BYTES, IBV_ACCESS_LOCAL_WRITE);
 	if (!qp->mr)
 		goto fail;
 	doing = "setting up a queue pair";
@@ -382,14 +392,6 @@ static int rs_accept(struct rs_qp *qp, const void *data, size_t len)
 	return rdma_accept(qp->id, &param) == 0 ? 0 : -errno;
 }
 
-static void rs_reject(struct rs_qp *qp, const void *data, size_t len)
-{
-	rdma_reject(qp->id, data, (uint8_t)len);
-	unmake(qp);
-	rdma_destroy_id(qp->id);
-	free(qp);
-}
-
 static void rs_drop(struct rs_qp *qp)
 {
 	if (qp->cq)
@@ -400,6 +402,13 @@ static void rs_drop(struct rs_qp *qp)
 		rs_opened_unuse(qp->device);
 	rdma_destroy_id(qp->id);
 	free(qp);
+}
+
+static void rs_reject(struct rs_qp *qp, const void *data, size_t len)
+{
+	rdma_reject(qp->id, data, (uint8_t)len);
+	unmake(qp);
+	rs_drop(qp);
 }
 
 static bool any_iwarp(void)
@@ -729,7 +738,7 @@ static int rs_map(struct rs_qp *qp, struct rs_rdma_mem *m, bool remote)
 {
 	unsigned int access =
 		IBV_ACCESS_LOCAL_WRITE | (remote ? (unsigned int)IBV_ACCESS_REMOTE_WRITE : 0);
-	struct ibv_mr *mr = ibv_reg_mr(qp->id->pd, m->addr, m->len, access);
+	struct ibv_mr *mr = ibv_reg_mr(qp->pd, m->addr, m->len, access);
 
 	if (!mr)
 		return rs_advice(&host, "registering memory", m->len, errno);
@@ -764,6 +773,7 @@ static bool is_full(struct rs_qp *qp)
 static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
+	int cancel, r;
 
 	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
@@ -777,7 +787,10 @@ static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 			__atomic_fetch_add(&qp->credits.sent, 1, __ATOMIC_SEQ_CST);
 		__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
 	}
-	if (ibv_post_send(qp->id->qp, wr, &bad) != 0) {
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	r = ibv_post_send(qp->id->qp, wr, &bad);
+	pthread_setcancelstate(cancel, NULL);
+	if (r != 0) {
 		__atomic_store_n(&qp->broken, true, __ATOMIC_RELAXED);
 		return -EPIPE;
 	}
@@ -912,15 +925,23 @@ static void rs_disarm(struct rs_qp *qp)
 {
 	struct ibv_cq *cq;
 	void *context;
+	int cancel;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	/* There is one for each arm() at most. */
 	if (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
 		ibv_ack_cq_events(cq, 1);
+	pthread_setcancelstate(cancel, NULL);
 }
 
 static int rs_arm(struct rs_qp *qp)
 {
-	return ibv_req_notify_cq(qp->cq, 0) == 0 ? 0 : -EIO;
+	int cancel, r;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	r = ibv_req_notify_cq(qp->cq, 0);
+	pthread_setcancelstate(cancel, NULL);
+	return r == 0 ? 0 : -EIO;
 }
 
 /* The parent's, which the child would keep from going away with it. */

@@ -215,6 +215,8 @@ void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room)
 
 void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on)
 {
+	if (rs_lock_mine(&c->lock))
+		return; /* poll() in a handler that interrupted our own call */
 	rs_lock(&c->lock);
 	if (on) {
 		__atomic_fetch_or(&c->bells, 1u << bell, __ATOMIC_SEQ_CST);

@@ -26,8 +26,11 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 	}
 	rs_lock(&c->lock);
 	if (c->plain || !c->bound) {
-		/* A candidate's bytes are all with TCP: the kernel does it right. */
-		if (!c->plain && how != SHUT_RD) {
+		/*
+		 * A candidate's bytes are all with TCP: the kernel does it right. Nor could it enter,
+		 * for after SHUT_RD the end of file hides what the peer writes.
+		 */
+		if (!c->plain && how >= SHUT_RD && how <= SHUT_RDWR) {
 			c->sm.refuse = true;
 			c->reason = RS_REASON_CLOSING;
 			rs_conn_become_plain(c);
@@ -197,6 +200,12 @@ void rs_conn_close_orphan(struct rs_conn *c)
 
 void rs_conn_abort(struct rs_conn *c)
 {
+	const struct sockaddr none = { .sa_family = AF_UNSPEC };
+
+	if (rs_lock_mine(&c->lock)) { /* a handler that interrupted our own call */
+		rs_sys3(SYS_connect, c->fd, &none, sizeof(none)); /* RST */
+		return;
+	}
 	rs_lock(&c->lock);
 	if (!c->plain && !c->reset) {
 		rs_stream_violation(&c->sm);
@@ -211,6 +220,8 @@ bool rs_conn_flush(struct rs_conn *c)
 {
 	bool flushing;
 
+	if (rs_lock_mine(&c->lock))
+		return false; /* exit() in a signal handler, inside our own call */
 	rs_lock(&c->lock);
 	if (c->bound && !c->plain && !c->reset && c->sm.tx == RS_TX_RAW && !c->sm.dead) {
 		rs_conn_flush_out(c);

@@ -266,8 +266,11 @@ static ssize_t rest_from_kernel(int fd, const struct iovec *iov, size_t n, size_
 	return (ssize_t)got;
 }
 
+/* Of a call that has moved bytes: for the next one, as the kernel does. */
 static void keep_error(struct rs_conn *c, ssize_t r)
 {
+	if (r != -ECONNRESET && r != -ETIMEDOUT && r != -EHOSTUNREACH && r != -ENETUNREACH)
+		return; /* not of the connection, or what every call gives */
 	rs_lock(&c->lock);
 	if (!c->err)
 		c->err = (int)-r;
@@ -355,8 +358,8 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 		if (r == 0 && !eof)
 			continue;
 		if (r == 0 || (r != -EAGAIN && r != -EINTR)) {
-			if (done && r < 0 && r != -EFAULT)
-				keep_error(c, r); /* for the next call, as the kernel does */
+			if (done && r < 0)
+				keep_error(c, r);
 			return done ? (ssize_t)done : r;
 		}
 		w->partial = done != 0;
@@ -483,12 +486,16 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				return done ? (ssize_t)done : -EXDEV;
 			return rs_wait_in_send(w, iov, n, 0);
 		}
+		if (c->err && done) { /* it is for the next call, as in the kernel */
+			rs_conn_unlock(c);
+			return (ssize_t)done;
+		}
 		if (c->err) {
 			r = -c->err;
 			c->err = 0;
 			c->rst_told = true;
 			rs_conn_unlock(c);
-			return done ? (ssize_t)done : r;
+			return r;
 		}
 		r = -EAGAIN;
 		switch (c->reset || c->broken ? RS_TXP_EPIPE : rs_tx_plan(&c->sm)) {
@@ -515,6 +522,8 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				rs_conn_ring(c);
 				if (r < 0) {
 					rs_conn_unlock(c);
+					if (done)
+						keep_error(c, r);
 					return done ? (ssize_t)done : r;
 				}
 			}
@@ -552,8 +561,11 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 		rs_conn_unlock(c);
 		if (r > 0)
 			done += (size_t)r;
-		else if (r < 0 && r != -EAGAIN && r != -EINTR)
+		else if (r < 0 && r != -EAGAIN && r != -EINTR) {
+			if (done)
+				keep_error(c, r);
 			return done ? (ssize_t)done : r;
+		}
 		if (done >= want)
 			return (ssize_t)done;
 		if (how == RS_WAIT_ROOM && !grow) {

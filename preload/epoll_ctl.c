@@ -58,6 +58,9 @@ static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll
 	it->hash_next = *p;
 	*p = it;
 	RS_SET(ep->items, ep->items + 1);
+	/* Without a bell nothing would tell of a stream that is fast already. */
+	if (!it->in_kernel && !RS_GET(ep->bell))
+		rs_conn_leave(c, RS_REASON_NO_FDS, true, 0);
 	return 0;
 }
 
@@ -170,7 +173,8 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	if (!rs_conn_get(c))
 		return rs_real.epoll_ctl(epfd, op, fd, ev);
 	rs_lock(&ep->lock);
-	RS_SET(ep->epfd, epfd); /* a duplicate may be all that is left */
+	if (!ep->own_fd) /* else the program has closed all, since this call began */
+		RS_SET(ep->epfd, epfd); /* a duplicate may be all that is left */
 	p = rs_item_find(ep, fd, c);
 	if (op == EPOLL_CTL_ADD && ev->events & EPOLLEXCLUSIVE && ev->events & ~EXCLUSIVE_OK) {
 		errno = EINVAL;

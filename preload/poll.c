@@ -169,10 +169,11 @@ static bool spin(struct set *s, uint64_t end_ns)
 
 static void awake(struct set *s)
 {
+	if (!s->bell)
+		return;
 	rs_links_asleep(s->bell, RS_BELL_NEVER);
 	arm(s, s->bell, false);
-	if (s->bell)
-		rs_bell_clear(s->bell);
+	rs_bell_clear(s->bell);
 	rs_bell_put(s->bell);
 }
 
@@ -203,11 +204,23 @@ static int kernel_ppoll(struct set *s, const struct timespec *timeout, const sig
 	return r < 0 ? -errno : r;
 }
 
+/* All bells are in use: nobody wakes us for a stream. */
+static int doze_in_kernel(struct set *s, const struct timespec *timeout, const sigset_t *mask)
+{
+	static const struct timespec doze = { .tv_nsec = 1000000 };
+	bool all = timeout && !timeout->tv_sec && timeout->tv_nsec < doze.tv_nsec;
+
+	s->k[s->n] = (struct pollfd){ .fd = -1 };
+	return look(s) ? 1 : kernel_ppoll(s, all ? timeout : &doze, mask);
+}
+
 static int sleep_in_kernel(struct set *s, const struct timespec *timeout, const sigset_t *mask)
 {
 	int r;
 
 	s->bell = rs_bell_get();
+	if (!s->bell)
+		return doze_in_kernel(s, timeout, mask);
 	rs_links_send_bells();
 	arm(s, s->bell, true);
 	rs_links_asleep(s->bell, RS_BELL_ONCE);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -88,6 +89,13 @@ static void disown(int fd, uintptr_t word, void *arg)
 	c->watched_tcp = false;
 	c->managed = false;
 	c->listed = false;
+	/* Calls of threads that the child does not have. */
+	memset(c->waiter, 0, sizeof(c->waiter));
+	c->waiting = 0;
+	c->in_tcp = 0;
+	c->busy = 0;
+	c->sleepers = 0;
+	c->bells = 0;
 	c->hashed = false;
 	if (!c->plain) {
 		c->bound = false;

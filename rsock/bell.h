@@ -13,7 +13,7 @@
 
 #include "rsock/shm.h"
 
-/* Takes a free bell; returns its number, or 0 when there is none (or no fd for it): use bell 0. */
+/* Takes a free bell; returns its number, or 0 when there is none (or no fd for it). */
 uint32_t rs_bell_get(void);
 void rs_bell_put(uint32_t bell);
 /* Its eventfd, -1 when it was never made. Stays the same for the life of the process. */

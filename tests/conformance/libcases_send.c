@@ -633,6 +633,25 @@ CASE(send, unblocked_by_reset, 0)
 	sigpipes();
 }
 
+/* The call that has moved bytes gives their number; the error is for the next one. */
+CASE(send, part_then_reset, 0)
+{
+	static char big[8 << 20];
+	struct conn k;
+	ssize_t n;
+
+	conf_pair(&k);
+	sig_catch(SIGPIPE, 0);
+	p_later(&k, 100, OP_RST, 0, 0, NULL);
+	n = send(k.fd, big, sizeof(big), 0);
+	yes("part", n > 0 && n < (ssize_t)sizeof(big));
+	p_done();
+	ret("recv", recv(k.fd, big, 8, 0));
+	ret("then", recv(k.fd, big, 8, 0));
+	ret("send", send(k.fd, "x", 1, 0));
+	sigpipes();
+}
+
 CASE(send, unblocked_by_peer_close, 0)
 {
 	struct conn k;

@@ -491,11 +491,53 @@ static void numbers(void)
 	stress_point("nobody reads from a number that was closed");
 }
 
+/* ---- half closed before it enters ---- */
+
+/* Nothing that rsock writes to TCP may be read where the kernel has been told to read no more. */
+static void early_shut(void)
+{
+	uint64_t end = stress_now() + stress_ms() / 2;
+	struct rng r = rng_new();
+	uint32_t conns = 0;
+	uint8_t buf[200];
+
+	do {
+		size_t n = 1 + (size_t)rng_below(&r, 100);
+		ssize_t k;
+		int fds[2];
+
+		stress_pair(listener, port, fds);
+		if (rng_below(&r, 2))
+			usleep((useconds_t)rng_below(&r, 5000));
+		if (rsock_shutdown(fds[1], SHUT_RD) != 0)
+			stress_fail("shutdown: %s", strerror(errno));
+		usleep((useconds_t)rng_below(&r, 8000));
+		pattern_fill(1, 0, buf, n);
+		if (rsock_send(fds[0], buf, n, 0) != (ssize_t)n)
+			stress_fail("send: %s", strerror(errno));
+		usleep(500);
+		k = rsock_recv(fds[1], buf, sizeof(buf), 0);
+		if (k < 0 || (size_t)k > n || !pattern_check(1, 0, buf, (size_t)k))
+			stress_fail("of %zu bytes after SHUT_RD, recv gives %zd", n, k);
+		while (rsock_recv(fds[1], buf, sizeof(buf), MSG_DONTWAIT) > 0)
+			;
+		rsock_close(fds[1]);
+		k = rsock_recv(fds[0], buf, sizeof(buf), 0);
+		if (k != 0)
+			stress_fail("end of file expected: %zd, %s", k, strerror(errno));
+		rsock_close(fds[0]);
+		conns++;
+	} while (stress_now() < end && !stress_failed());
+	stress_note("%u connections", conns);
+	stress_slots();
+	stress_point("SHUT_RD before it enters");
+}
+
 int main(void)
 {
 	int fds[2];
 
-	stress_begin(6, 100);
+	stress_begin(7, 100);
 	listener = stress_listen(&port);
 	stress_pair(listener, port, fds);
 	stress_wait_fast(fds[0], 2000);
@@ -505,6 +547,7 @@ int main(void)
 	random_close("both send, one closes", true);
 	churn();
 	numbers();
+	early_shut();
 	aborts();
 	wakes();
 	rsock_close(listener);

@@ -442,6 +442,73 @@ static void nested(void)
 	stress_point("nested sets");
 }
 
+/* ---- more sleepers than bells ---- */
+
+#define CROWD 40
+
+struct sleeper {
+	int fd;
+};
+
+static void *polls(void *arg)
+{
+	struct sleeper *s = arg;
+	struct pollfd p = { s->fd, POLLIN, 0 };
+	char byte;
+
+	for (uint64_t end = stress_now() + 20000; stress_now() < end;) {
+		int r;
+
+		r = rsock_poll(&p, 1, 5000);
+		if (r != 1)
+			stress_fail("poll among many: %d, %s", r, strerror(errno));
+		if (rsock_recv(s->fd, &byte, 1, MSG_DONTWAIT) != 1)
+			return NULL; /* its end */
+		if (rsock_send(s->fd, &byte, 1, 0) != 1)
+			stress_fail("send: %s", strerror(errno));
+	}
+	return NULL;
+}
+
+static void crowd(void)
+{
+	uint64_t end = stress_now() + stress_ms();
+	struct sleeper s[CROWD];
+	pthread_t t[CROWD];
+	int peer[CROWD];
+	uint32_t rounds = 0;
+	char byte = 'x';
+
+	for (size_t i = 0; i < CROWD; i++) {
+		int fds[2];
+
+		stress_pair(listener, port, fds);
+		stress_wait_fast(fds[0], 2000);
+		stress_wait_fast(fds[1], 2000);
+		s[i] = (struct sleeper){ .fd = fds[1] };
+		peer[i] = fds[0];
+		t[i] = stress_thread(polls, &s[i]);
+	}
+	usleep(20000); /* all are asleep, and the last ones have no bell */
+	for (; stress_now() < end && !stress_failed(); rounds++)
+		for (size_t i = 0; i < CROWD; i++) {
+			struct pollfd p = { peer[i], POLLIN, 0 };
+
+			if (rsock_send(peer[i], &byte, 1, 0) != 1 || rsock_poll(&p, 1, 2000) != 1 ||
+			    rsock_recv(peer[i], &byte, 1, 0) != 1)
+				stress_fail("sleeper %zu has not answered", i);
+		}
+	for (size_t i = 0; i < CROWD; i++)
+		rsock_close(peer[i]);
+	for (size_t i = 0; i < CROWD; i++) {
+		pthread_join(t[i], NULL);
+		rsock_close(s[i].fd);
+	}
+	stress_note("%u rounds of %d", rounds, CROWD);
+	stress_slots();
+	stress_point("more sleepers than bells");
+}
+
 /* ---- listeners ---- */
 
 static void *listen_and_go(void *arg)
@@ -498,12 +565,13 @@ static void listeners(void)
 
 int main(void)
 {
-	stress_begin(5, 110);
+	stress_begin(6, 110);
 	listener = stress_listen(&port);
 	many_hands();
 	ping_pong();
 	batches();
 	nested();
+	crowd();
 	listeners();
 	rsock_close(listener);
 	return stress_end();

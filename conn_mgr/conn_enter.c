@@ -191,6 +191,9 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 	}
 	if (c->bound) {
 		rs_stream_timer(&c->sm, now);
+		/* Who could not prove it in time may be somebody else: not another MARK for him. */
+		if (c->ch.remote && c->sm.why == RS_REASON_NO_PROOF)
+			c->sm.refuse = true;
 		if (c->retry_at && now >= c->retry_at)
 			try_enter(c, now);
 	}

@@ -182,9 +182,14 @@ enum rs_conn_left {
 	RS_FDS_IN_USE, /* none, but calls in other threads still wait: the last of them will close */
 };
 
-/* The program has one more / one less descriptor; `other`: one that remains, or -1. */
+/* The program has one more descriptor: under the lock, as what makes it known to `other` below. */
 void rs_conn_fd_added(struct rs_conn *c);
-enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other);
+/*
+ * The program has one less. `other`: called under the lock for one that remains, or -1; one that is
+ * being closed by another thread will do, if that thread has still to come here.
+ */
+enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
+				    int (*other)(const struct rs_conn *c, int fd));
 /* What the last of the waiting calls does. */
 void rs_conn_close_orphan(struct rs_conn *c);
 

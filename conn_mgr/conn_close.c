@@ -154,9 +154,11 @@ void rs_conn_fd_added(struct rs_conn *c)
 	__atomic_fetch_add(&c->nfds, 1, __ATOMIC_SEQ_CST);
 }
 
-enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
+enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
+				    int (*other)(const struct rs_conn *c, int fd))
 {
 	enum rs_conn_left left = RS_FDS_REMAIN;
+	int own = -EBADF;
 	bool handler = rs_lock_mine(&c->lock); /* it interrupted one of our own calls */
 
 	if (!handler)
@@ -164,25 +166,22 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd, int other)
 	if (!handler)
 		rs_waiters_stale(c, __builtin_frame_address(0));
 	if (__atomic_sub_fetch(&c->nfds, 1, __ATOMIC_SEQ_CST) == 0) {
-		int own = -EBADF;
-
 		if ((c->waiting || handler) && !c->reset)
 			own = rs_fd_dup(fd);
 		left = own >= 0 && rs_conn_get(c) ? RS_FDS_IN_USE : RS_FDS_NONE;
 		if (left == RS_FDS_IN_USE) {
 			__atomic_store_n(&c->orphan, true, __ATOMIC_RELAXED);
-			other = own;
 		}
 	}
 	if (left != RS_FDS_NONE && c->fd == fd) {
 		bool watched = c->watched_tcp;
 
 		rs_conn_unwatch_tcp(c);
-		c->fd = other;
-		if (watched && rs_control_watch_conn(other, c) == 0)
+		c->fd = left == RS_FDS_IN_USE ? own : other(c, fd);
+		if (watched && rs_control_watch_conn(c->fd, c) == 0)
 			c->watched_tcp = true;
 		if (c->row)
-			c->row->fd = other;
+			c->row->fd = c->fd;
 	}
 	if (!handler)
 		rs_conn_unlock(c);

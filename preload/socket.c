@@ -62,6 +62,11 @@ static uint16_t local_port(int fd)
 
 /* ---- closing ---- */
 
+static int other_fd(const struct rs_conn *c, int fd)
+{
+	return rs_files_other(fd, (uintptr_t)c | RS_KIND_CONN);
+}
+
 /* The table entry of `fd` goes away; what precedes the kernel's close. */
 static void forget(int fd, uintptr_t word)
 {
@@ -78,10 +83,7 @@ static void forget(int fd, uintptr_t word)
 		break;
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
-		left = rs_conn_fd_closed(c, fd,
-					 __atomic_load_n(&c->nfds, __ATOMIC_RELAXED) > 1
-						 ? rs_files_other(fd, word)
-						 : -1);
+		left = rs_conn_fd_closed(c, fd, other_fd);
 		if (left == RS_FDS_NONE)
 			rs_conn_close(c, fd);
 		if (left != RS_FDS_REMAIN)
@@ -181,13 +183,20 @@ static void copy_entry(int from, int to)
 	}
 	if (rs_file_kind(word) == RS_KIND_CONN) {
 		struct rs_conn *c = rs_file_pointer(word);
+		bool handler, set;
 
 		if (!rs_conn_get(c))
 			return;
+		handler = rs_lock_mine(&c->lock); /* it interrupted one of our own calls */
+		if (!handler)
+			rs_lock(&c->lock);
 		rs_conn_fd_added(c);
+		set = rs_file_set(to, word);
+		if (!handler)
+			rs_unlock(&c->lock);
 		if (to <= 2) /* where stdio is, and stdio passes every hook */
 			rs_conn_leave(c, RS_REASON_CALL, true, 2000);
-		if (!rs_file_set(to, word)) {
+		if (!set) {
 			rs_conn_leave(c, RS_REASON_NO_MEMORY, true, 2000);
 			rs_conn_put(c);
 		}

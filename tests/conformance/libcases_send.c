@@ -636,7 +636,7 @@ CASE(send, unblocked_by_reset, 0)
 /* The call that has moved bytes gives their number; the error is for the next one. */
 CASE(send, part_then_reset, 0)
 {
-	static char big[8 << 20];
+	static char big[32 << 20]; /* more than any ring takes */
 	struct conn k;
 	ssize_t n;
 

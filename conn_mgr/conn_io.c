@@ -273,7 +273,7 @@ static void keep_error(struct rs_conn *c, ssize_t r)
 		return; /* not of the connection, or what every call gives */
 	rs_lock(&c->lock);
 	if (!c->err)
-		c->err = (int)-r;
+		__atomic_store_n(&c->err, (int)-r, __ATOMIC_RELAXED);
 	rs_unlock(&c->lock);
 }
 
@@ -297,7 +297,7 @@ static int check_owed(struct rs_conn *c, int fd, bool eof)
 	return got < owed ? -ECONNRESET : 0;
 }
 
-/* A receive of a plain connection to which something is owed. */
+/* A receive of a plain connection to which something is owed, or of which we know an error. */
 static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
 {
 	struct msghdr mh = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = n };
@@ -309,7 +309,9 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	errno = saved;
 	if (r < 0 || !iov_bytes(iov, n))
 		return r;
-	e = check_owed(c, fd, r == 0);
+	e = r == 0 ? -rs_conn_take_error(c) : 0;
+	if (e == 0)
+		e = check_owed(c, fd, r == 0);
 	return e < 0 ? e : r;
 }
 
@@ -333,7 +335,8 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			bool orphan = c->orphan;
 
 			rs_conn_unlock(c);
-			if (!done && __atomic_load_n(&c->owed, __ATOMIC_RELAXED))
+			if (!done && (__atomic_load_n(&c->owed, __ATOMIC_RELAXED) ||
+				      __atomic_load_n(&c->err, __ATOMIC_RELAXED)))
 				return recv_owed(c, fd, iov, n, flags);
 			return done || orphan ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
 		}
@@ -481,7 +484,12 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 		if (c->plain) {
 			bool orphan = c->orphan;
 
+			r = done ? 0 : -c->err;
+			if (r)
+				__atomic_store_n(&c->err, 0, __ATOMIC_RELAXED);
 			rs_unlock(&c->lock);
+			if (r)
+				return r;
 			if (done || !orphan)
 				return done ? (ssize_t)done : -EXDEV;
 			return rs_wait_in_send(w, iov, n, 0);

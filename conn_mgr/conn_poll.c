@@ -156,7 +156,7 @@ int rs_conn_take_error(struct rs_conn *c)
 		}
 	}
 	e = c->err;
-	c->err = 0;
+	__atomic_store_n(&c->err, 0, __ATOMIC_RELAXED);
 	c->rst_told |= e != 0;
 	rs_conn_unlock(c);
 	return e;

@@ -53,8 +53,9 @@ struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word)
 	for (;;) {
 		struct rs_conn *c = rs_file_pointer(word);
 
-		if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) &&
-		    !__atomic_load_n(&c->owed, __ATOMIC_RELAXED))
+		if (__atomic_load_n(&c->plain, __ATOMIC_ACQUIRE) &&
+		    !__atomic_load_n(&c->owed, __ATOMIC_RELAXED) &&
+		    !__atomic_load_n(&c->err, __ATOMIC_RELAXED))
 			return NULL;
 		if (rs_conn_get(c)) {
 			if (rs_file(fd) == word)

@@ -56,7 +56,10 @@ uintptr_t rs_file_take(int fd);
 
 struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word);
 
-/* The connection behind `fd` with a reference, unless it is plain TCP for good (or none): NULL. */
+/*
+ * The connection behind `fd` with a reference. NULL: there is none, or it is plain TCP for good and has
+ * nothing to say that the kernel does not know.
+ */
 static inline struct rs_conn *rs_file_conn(int fd)
 {
 	uintptr_t word = rs_file(fd);

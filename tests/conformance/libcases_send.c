@@ -652,6 +652,27 @@ CASE(send, part_then_reset, 0)
 	sigpipes();
 }
 
+/* As above, when who accepted it has stopped waiting for a peer meanwhile (RSOCK_WINDOW_MS). */
+CASE(send, part_then_reset_later, 0)
+{
+	static char big[32 << 20];
+	struct conn k;
+	ssize_t n;
+
+	conf_pair(&k);
+	sig_catch(SIGPIPE, 0);
+	p_later(&k, 100, OP_RST, 0, 0, NULL);
+	n = send(k.fd, big, sizeof(big), 0);
+	yes("part", n > 0 && n < (ssize_t)sizeof(big));
+	p_done();
+	nap(2300);
+	ret("send", send(k.fd, "x", 1, 0));
+	sigpipes();
+	ret("recv", recv(k.fd, big, 8, 0));
+	ret("again", send(k.fd, "x", 1, 0));
+	sigpipes();
+}
+
 CASE(send, unblocked_by_peer_close, 0)
 {
 	struct conn k;

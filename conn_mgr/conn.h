@@ -81,7 +81,7 @@ struct rs_conn {
 	bool blocked; /* TCP did not take all that rs_tx_out() has */
 	uint8_t reason; /* enum rs_reason */
 	uint32_t nfds; /* descriptors that the program has for it */
-	int fd; /* a descriptor of the kernel socket; changes under the lock */
+	int fd; /* a descriptor of the kernel socket, or -1; changes under the lock */
 	int err; /* pending socket error (errno value) that the kernel does not know of */
 	/* What the kernel knows about blocking, cached; rs_conn_modes_changed() drops it. */
 	bool nonblock;
@@ -185,8 +185,8 @@ enum rs_conn_left {
 /* The program has one more descriptor: under the lock, as what makes it known to `other` below. */
 void rs_conn_fd_added(struct rs_conn *c);
 /*
- * The program has one less. `other`: called under the lock for one that remains, or -1; one that is
- * being closed by another thread will do, if that thread has still to come here.
+ * The program has one less. `other`: called under the lock for one that remains, or -1: then those that
+ * remain are being closed by other threads, which have still to come here.
  */
 enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 				    int (*other)(const struct rs_conn *c, int fd));

@@ -173,7 +173,8 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 			__atomic_store_n(&c->orphan, true, __ATOMIC_RELAXED);
 		}
 	}
-	if (left != RS_FDS_NONE && c->fd == fd) {
+	/* -1: those that remained then were just being closed; we are the last of them. */
+	if (left == RS_FDS_IN_USE || (left == RS_FDS_REMAIN && c->fd == fd)) {
 		bool watched = c->watched_tcp;
 
 		rs_conn_unwatch_tcp(c);
@@ -202,7 +203,8 @@ void rs_conn_abort(struct rs_conn *c)
 	const struct sockaddr none = { .sa_family = AF_UNSPEC };
 
 	if (rs_lock_mine(&c->lock)) { /* a handler that interrupted our own call */
-		rs_sys3(SYS_connect, c->fd, &none, sizeof(none)); /* RST */
+		if (!c->plain && !c->reset)
+			rs_sys3(SYS_connect, c->fd, &none, sizeof(none)); /* RST */
 		return;
 	}
 	rs_lock(&c->lock);

@@ -46,6 +46,8 @@ void rs_conn_flush_out(struct rs_conn *c)
 	struct rs_tx_out o;
 	long r;
 
+	if (c->fd < 0)
+		return; /* closed, or about to be by another thread */
 	for (;;) {
 		const void *p;
 		size_t len;
@@ -276,6 +278,8 @@ void rs_conn_take_control(struct rs_conn *c)
 	bool fast;
 	long r;
 
+	if (c->fd < 0)
+		return; /* closed, or about to be by another thread */
 	for (;;) {
 		enum rs_tcp_head head = rs_tcp_head(&c->sm, &n);
 

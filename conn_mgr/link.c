@@ -206,7 +206,7 @@ static struct rs_link *reclaimed(void)
 {
 	struct rs_link *l = rs_links;
 
-	while (l && (!l->dead || l->died || rs_link_used(l)))
+	while (l && (!l->dead || rs_link_died(l) || rs_link_used(l)))
 		l = l->next;
 	if (!l)
 		return NULL;
@@ -441,7 +441,7 @@ void rs_links_timer(uint64_t now)
 			rs_link_kill(l, now);
 		}
 		if (l->dead && !rs_link_used(l)) {
-			uint64_t died = __atomic_load_n(&l->died, __ATOMIC_RELAXED);
+			uint64_t died = rs_link_died(l);
 
 			if (died && now >= died + RECLAIM_MS)
 				reclaim(l);
@@ -468,7 +468,7 @@ bool rs_links_close(void)
 		if (!l->dead)
 			rs_link_kill(l, now);
 		/* rs_links_timer() takes the memory away once nobody can be looking at it any more. */
-		all &= !l->died;
+		all &= !rs_link_died(l);
 	}
 	return all;
 }

@@ -94,7 +94,13 @@ static inline bool rs_link_alive(const struct rs_link *l)
 /* The streams that have a number. Any thread. */
 static inline uint32_t rs_link_used(const struct rs_link *l)
 {
-	return __atomic_load_n(&l->used, __ATOMIC_RELAXED);
+	return __atomic_load_n(&l->used, __ATOMIC_ACQUIRE);
+}
+
+/* When it died, or its last stream let go of it (ms); 0: it has not, or its memory is gone. */
+static inline uint64_t rs_link_died(const struct rs_link *l)
+{
+	return __atomic_load_n(&l->died, __ATOMIC_RELAXED);
 }
 
 /* A link on `sock`, which it owns from then on; `name`: where it leads, NULL: accepted. NULL: refused. */

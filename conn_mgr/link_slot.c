@@ -104,7 +104,7 @@ void rs_link_slot_release(struct rs_link *l, uint32_t id)
 	/* Who slept in it has been woken only now, and still looks at the link's memory. */
 	if (l->dead)
 		__atomic_store_n(&l->died, rs_now_ms(), __ATOMIC_RELAXED);
-	__atomic_store_n(&l->used, l->used - 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&l->used, l->used - 1, __ATOMIC_RELEASE);
 	l->hint = id;
 }
 

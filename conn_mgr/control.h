@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * control.h - the control thread: one per process, from the first TCP connection on that may have a peer
+ * control.h - the control thread: one per process, from the first TCP listen or accept, or the first
+ * connect that may have a fast path
  *
  * It owns the rendezvous sockets and links (conn_mgr/link.h), watches the TCP side of connections
- * that are off the beaten path, and runs timers. All functions are thread-safe; those that wait for it
- * say so.
+ * that are off the beaten path, and runs timers. All functions are thread-safe. Those that end the
+ * thread wait for it, and no others.
  */
 #ifndef CONN_MGR_CONTROL_H
 #define CONN_MGR_CONTROL_H

@@ -102,8 +102,9 @@ uint64_t rs_ticks_per_us(void);
 /* Moves `fd` to a high number (CLOEXEC) where programs do not look; returns it, or `fd` itself. */
 int rs_fd_hide(int fd);
 /*
- * A private duplicate of `fd`, or -errno. Unlike what is made and then hidden, it never has the lowest
- * free number, which other threads of the program may be about to get, or have just closed.
+ * A private duplicate of `fd`, or -errno. Unlike what is made and then hidden, it has not even for a
+ * moment the lowest free number, which another thread of the program may be about to get, or have just
+ * closed; unless that is the only one left.
  */
 int rs_fd_dup(int fd);
 /* Whether private descriptors can be had without taking numbers that the program needs. */

@@ -5,8 +5,8 @@
  *   remote [--schedules=N] [--seed=S]
  *
  * Both ends of a link live in this process. What they post goes into a model of a reliable connection:
- * it arrives in order, as late as it likes, and is read from the sender's memory only then. Checked all the time: every byte arrives once, in order; nothing is
- * overwritten that has not been read; a stream that was closed posts nothing more; messages come in
+ * it arrives in order, as late as it likes, and is read from the sender's memory only then. Checked all
+ * the time: every byte arrives once, in order; nothing is overwritten that has not been read; a stream that was closed posts nothing more; messages come in
  * order; a broken queue pair is noticed. At the end of each schedule everything that was sent must have
  * arrived. One violation ends the run with status 1; `--seed` and `--schedules=1` repeat it.
  */

@@ -6,6 +6,7 @@
  * definition would silently not interpose.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -356,20 +357,27 @@ static int leave(int fd)
 
 /* ---- system calls by number ---- */
 
-/*
- * Past every hook: a stream that such a call touches must be plain first. Reads and writes of other
- * descriptors go on untouched.
- */
-EXPORT long syscall(long n, ...)
+static bool has_stream(int fd)
 {
-	long a[6], r;
-	va_list ap;
+	struct rs_conn *c = rs_file_conn(fd);
 
-	va_start(ap, n);
-	for (int i = 0; i < 6; i++)
-		a[i] = va_arg(ap, long);
-	va_end(ap);
+	if (c)
+		rs_conn_put(c);
+	return c != NULL;
+}
+
+/* Whether it is for us: what changes who knows a descriptor always is, I/O if it is on a stream. */
+static bool ours(long n, int fd)
+{
 	switch (n) {
+	case SYS_dup:
+	case SYS_dup2:
+	case SYS_dup3:
+	case SYS_fcntl:
+	case SYS_splice:
+	case SYS_close:
+	case SYS_close_range:
+		return true;
 	case SYS_read:
 	case SYS_write:
 	case SYS_readv:
@@ -384,27 +392,86 @@ EXPORT long syscall(long n, ...)
 	case SYS_recvmmsg:
 	case SYS_sendfile:
 	case SYS_shutdown:
-	case SYS_dup:
-	case SYS_dup2:
-	case SYS_dup3:
-	case SYS_fcntl:
 	case SYS_ioctl:
-		if (leave((int)a[0]) != 0)
-			return -1;
-		break;
-	case SYS_splice:
-		if (leave((int)a[0]) != 0 || leave((int)a[2]) != 0)
-			return -1;
-		break;
-	case SYS_exit_group:
-		rs_process_exits();
-		break;
-	case SYS_close:
-		return rsock_close((int)a[0]);
-	case SYS_close_range:
-		return rsock_close_range((unsigned int)a[0], (unsigned int)a[1], (int)a[2]);
+		return has_stream(fd);
 	default:
-		break;
+		return false;
+	}
+}
+
+/* By our function of the same name. */
+static long by_name(long n, const long a[6])
+{
+	int fd = (int)a[0];
+	void *p = (void *)a[1];
+
+	switch (n) {
+	case SYS_read:
+		return rsock_read(fd, p, (size_t)a[2]);
+	case SYS_write:
+		return rsock_write(fd, p, (size_t)a[2]);
+	case SYS_readv:
+		return rsock_readv(fd, p, (int)a[2]);
+	case SYS_writev:
+		return rsock_writev(fd, p, (int)a[2]);
+	case SYS_preadv2:
+		return rsock_preadv2(fd, p, (int)a[2], a[3], (int)a[5]);
+	case SYS_pwritev2:
+		return rsock_pwritev2(fd, p, (int)a[2], a[3], (int)a[5]);
+	case SYS_sendto:
+		return rsock_sendto(fd, p, (size_t)a[2], (int)a[3], (void *)a[4], (socklen_t)a[5]);
+	case SYS_recvfrom:
+		return rsock_recvfrom(fd, p, (size_t)a[2], (int)a[3], (void *)a[4], (void *)a[5]);
+	case SYS_sendmsg:
+		return rsock_sendmsg(fd, p, (int)a[2]);
+	case SYS_recvmsg:
+		return rsock_recvmsg(fd, p, (int)a[2]);
+	case SYS_sendmmsg:
+		return rsock_sendmmsg(fd, p, (unsigned int)a[2], (int)a[3]);
+	case SYS_recvmmsg:
+		return rsock_recvmmsg(fd, p, (unsigned int)a[2], (int)a[3], (void *)a[4]);
+	case SYS_sendfile:
+		return rsock_sendfile(fd, (int)a[1], (off_t *)a[2], (size_t)a[3]);
+	case SYS_shutdown:
+		return rsock_shutdown(fd, (int)a[1]);
+	case SYS_dup:
+		return rsock_dup(fd);
+	case SYS_dup2:
+		return rsock_dup2(fd, (int)a[1]);
+	case SYS_dup3:
+		return rsock_dup3(fd, (int)a[1], (int)a[2]);
+	case SYS_fcntl:
+		return rsock_fcntl(fd, (int)a[1], (unsigned long)a[2]);
+	case SYS_ioctl:
+		return rsock_ioctl(fd, (unsigned long)a[1], (void *)a[2]);
+	case SYS_splice:
+		return rsock_splice(fd, (off_t *)a[1], (int)a[2], (off_t *)a[3], (size_t)a[4],
+				    (unsigned int)a[5]);
+	case SYS_close:
+		return rsock_close(fd);
+	default: /* SYS_close_range */
+		return rsock_close_range((unsigned int)a[0], (unsigned int)a[1], (int)a[2]);
+	}
+}
+
+EXPORT long syscall(long n, ...)
+{
+	long a[6], r;
+	int cancel;
+	va_list ap;
+
+	va_start(ap, n);
+	for (int i = 0; i < 6; i++)
+		a[i] = va_arg(ap, long);
+	va_end(ap);
+	if (n == SYS_exit_group)
+		rs_process_exits();
+	if (ours(n, (int)a[0])) {
+		/* A system call is no place to be cancelled. */
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+		r = by_name(n, a);
+		pthread_setcancelstate(cancel, NULL);
+		return r;
 	}
 	r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
 	if ((unsigned long)r > -4096UL) {
@@ -464,15 +531,6 @@ EXPORT int __dprintf_chk(int fd, int flag, const char *format, ...)
 	r = vdprintf(fd, format, ap);
 	va_end(ap);
 	return r;
-}
-
-static bool has_stream(int fd)
-{
-	struct rs_conn *c = rs_file_conn(fd);
-
-	if (c)
-		rs_conn_put(c);
-	return c != NULL;
 }
 
 EXPORT int fclose(FILE *f)

@@ -5,9 +5,11 @@
 #include <errno.h>
 #include <limits.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "conn_mgr/real.h"
@@ -326,7 +328,7 @@ static int leave_passed(const struct msghdr *msg)
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(cm) + i * sizeof(int), sizeof(fd));
-			if (rs_process_leave_fd(fd, RS_REASON_PASSED) != 0)
+			if (rs_process_give_fd(fd, RS_REASON_PASSED) != 0)
 				return -EAGAIN;
 		}
 	}
@@ -441,11 +443,62 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 	return (ssize_t)done;
 }
 
+static bool is_pipe(int fd)
+{
+	struct stat st;
+
+	return rs_sys2(SYS_fstat, fd, &st) == 0 && S_ISFIFO(st.st_mode);
+}
+
+/* From a stream whose rest only we can read, into a pipe. Result or -errno. */
+static ssize_t splice_rest(struct rs_conn *c, int in, int out, size_t n, unsigned int flags)
+{
+	uint8_t buf[4096]; /* PIPE_BUF: what a pipe that polls writable takes at once */
+	ssize_t done = 0;
+
+	while ((size_t)done < n) {
+		size_t want = n - (size_t)done < sizeof(buf) ? n - (size_t)done : sizeof(buf);
+		struct pollfd room = { .fd = out, .events = POLLOUT };
+		bool wait = !done && !(flags & SPLICE_F_NONBLOCK);
+		struct iovec iov = { buf, want };
+		long r = rs_sys3(SYS_poll, &room, 1, wait ? -1 : 0);
+		ssize_t got, put = 0;
+
+		if (r <= 0)
+			return done ? done : r ? r : -EAGAIN;
+		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT);
+		if (got <= 0)
+			return done ? done : got;
+		/* They are taken: another thread that fills the pipe makes us wait. */
+		while (put < got) {
+			r = rs_sys3(SYS_write, out, buf + put, got - put);
+			if (r > 0)
+				put += r;
+			else if (r == -EAGAIN)
+				rs_sys3(SYS_poll, &room, 1, -1);
+			else if (r != -EINTR)
+				return done + put ? done + put : r;
+		}
+		done += got;
+	}
+	return done;
+}
+
 ssize_t rsock_splice(int in, off_t *off_in, int out, off_t *off_out, size_t n, unsigned int flags)
 {
+	struct rs_conn *c;
+
 	/* Pages cannot be moved through a ring: TCP does it. */
 	if (rs_process_leave_fd(in, RS_REASON_CALL) != 0 ||
 	    rs_process_leave_fd(out, RS_REASON_CALL) != 0)
 		return result(-EAGAIN);
+	c = off_in || off_out || !is_pipe(out) ? NULL : rs_file_conn(in);
+	if (c) {
+		ssize_t r = splice_rest(c, in, out, n, flags);
+
+		rs_conn_put(c);
+		if (r != NOW_PLAIN)
+			return result(r);
+	}
 	return rs_real.splice(in, off_in, out, off_out, n, flags);
 }

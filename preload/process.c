@@ -211,21 +211,43 @@ void rs_process_before_spawn(void)
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
 }
 
-int rs_process_leave_fd(int fd, enum rs_reason why)
+/* As rs_conn_leave(). As a write does when the peer takes nothing: waits, or says EAGAIN. */
+static int leave(struct rs_conn *c, int fd, enum rs_reason why)
 {
-	struct rs_conn *c = rs_file_conn(fd);
 	long fl;
 	int r;
 
-	if (!c)
-		return 0;
-	/* As a write does when the peer takes nothing: wait, or say EAGAIN. */
 	do {
 		r = rs_conn_leave(c, why, true, LEAVE_MS);
 		fl = r == -ETIMEDOUT ? rs_sys2(SYS_fcntl, fd, F_GETFL) : 0;
 	} while (r == -ETIMEDOUT && fl >= 0 && !(fl & O_NONBLOCK));
+	return r == -ETIMEDOUT ? -EAGAIN : r;
+}
+
+int rs_process_leave_fd(int fd, enum rs_reason why)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+	int r;
+
+	if (!c)
+		return 0;
+	r = leave(c, fd, why);
 	rs_conn_put(c);
-	return r == -ETIMEDOUT ? -EAGAIN : 0;
+	return r == -EAGAIN ? r : 0;
+}
+
+int rs_process_give_fd(int fd, enum rs_reason why)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+	int r;
+
+	if (!c)
+		return 0;
+	r = leave(c, fd, why);
+	if (r == -EINPROGRESS)
+		rs_conn_abort(c); /* nobody must take a part for the whole */
+	rs_conn_put(c);
+	return r == -EAGAIN ? r : 0;
 }
 
 /* ---- exit ---- */

@@ -23,10 +23,14 @@ void rs_process_before_exec(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */
 void rs_process_before_spawn(void);
 /*
- * The stream behind `fd`, if any, becomes plain TCP now. 0; -EAGAIN: it cannot yet, and the descriptor
- * is non-blocking: the caller must not touch the kernel socket.
+ * The stream behind `fd`, if any, becomes plain TCP now. 0: who sends may use the kernel socket, and who
+ * receives if it has become plain (rs_file_conn()): when the peer has sent all and closed, what is left
+ * in the ring comes by our own calls only. -EAGAIN: it cannot yet, and the descriptor is non-blocking:
+ * the caller must not touch the kernel socket.
  */
 int rs_process_leave_fd(int fd, enum rs_reason why);
+/* The same before another process gets `fd`: a stream whose rest it could not have is reset. */
+int rs_process_give_fd(int fd, enum rs_reason why);
 /* Before _exit(): hands TCP what would be lost. */
 void rs_process_exits(void);
 

@@ -178,7 +178,7 @@ static void copy_entry(int from, int to)
 		return;
 	if (rs_files_foreign()) {
 		/* A vfork child: the program that it will start may use the duplicate. */
-		rs_process_leave_fd(from, RS_REASON_EXEC);
+		rs_process_give_fd(from, RS_REASON_EXEC);
 		return;
 	}
 	if (rs_file_kind(word) == RS_KIND_CONN) {

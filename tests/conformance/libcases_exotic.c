@@ -147,6 +147,29 @@ CASE(exotic, syscall_function, 0)
 	alive(&k);
 }
 
+CASE(exotic, syscall_after_end, 0)
+{
+	struct conn k;
+	char b[16];
+	struct iovec iov = { b, 2 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+	long d;
+
+	conf_pair(&k);
+	p_send(&k, "abcdefghij");
+	p_close(&k);
+	wait_ev(k.fd, POLLRDHUP);
+	nap(50);
+	retd("read", syscall(SYS_read, k.fd, b, 2), b);
+	retd("readv", syscall(SYS_readv, k.fd, &iov, 1), b);
+	retd("recvfrom", syscall(SYS_recvfrom, k.fd, b, 2, 0, NULL, NULL), b);
+	retd("recvmsg", syscall(SYS_recvmsg, k.fd, &m, 0), b);
+	d = syscall(SYS_dup, k.fd);
+	close(k.fd);
+	retd("dup", syscall(SYS_read, (int)d, b, 16), b);
+	ret("end", syscall(SYS_read, (int)d, b, 16));
+}
+
 CASE(exotic, unshare_user, 0)
 {
 	struct conn k;

@@ -530,6 +530,37 @@ CASE(scm, to_child, 0)
 	peer_text(&k, 6);
 }
 
+/* What the peer has sent before it ended is all there, or an error says that it is not. */
+CASE(scm, to_child_after_end, 0)
+{
+	struct conn k;
+	char b[16];
+	int sv[2], w = 0;
+	pid_t pid;
+
+	socketpair(AF_UNIX, SOCK_STREAM, 0, sv);
+	pid = fork();
+	if (!pid) {
+		int n;
+
+		close(sv[0]);
+		n = recv_fd(sv[1]);
+		retd("child", recv(n, b, 16, 0), b);
+		ret("end", recv(n, b, 16, 0));
+		_exit(0);
+	}
+	close(sv[1]);
+	conf_pair(&k);
+	p_send(&k, "abcdef");
+	p_close(&k);
+	wait_ev(k.fd, POLLRDHUP);
+	nap(50);
+	send_fd(sv[0], k.fd);
+	close(k.fd);
+	waitpid(pid, &w, 0);
+	status("status", w);
+}
+
 CASE(scm, to_child_and_closed_here, 0)
 {
 	struct conn k;

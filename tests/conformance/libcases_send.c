@@ -873,6 +873,67 @@ CASE(send, splice_in_big, 0)
 	peer_ret("peer", p_done());
 }
 
+/* What comes before its end is all there, however the peer has ended. */
+CASE(send, splice_in_after_end, 0)
+{
+	struct conn k;
+	long n = 40000, done = 0;
+	bool ok = true;
+	char b[8192];
+	int p[2];
+
+	conf_pair(&k);
+	if (pipe(p))
+		return;
+	p_sendn(&k, n, 6);
+	p_close(&k);
+	wait_ev(k.fd, POLLRDHUP);
+	nap(50);
+	for (;;) {
+		ssize_t r = splice(k.fd, NULL, p[1], NULL, sizeof(b), 0);
+		ssize_t left = r;
+
+		if (r <= 0)
+			break;
+		while (left > 0) {
+			ssize_t c = read(p[0], b, (size_t)left);
+
+			if (c <= 0)
+				break;
+			if (!pattern_ok(b, (size_t)c, (uint64_t)done, 6))
+				ok = false;
+			left -= c;
+			done += c;
+		}
+	}
+	ret("done", done);
+	yes("same", ok);
+	fcntl(p[1], F_SETFL, O_NONBLOCK);
+	ret("eof", splice(k.fd, NULL, p[1], NULL, 100, 0));
+}
+
+CASE(send, splice_in_full_pipe_after_end, 0)
+{
+	static char fill[65536];
+	struct conn k;
+	char b[16];
+	int p[2];
+
+	conf_pair(&k);
+	if (pipe(p))
+		return;
+	p_send(&k, "abcdef");
+	p_close(&k);
+	wait_ev(k.fd, POLLRDHUP);
+	nap(50);
+	ret("fill", write(p[1], fill, sizeof(fill)));
+	ret("full", splice(k.fd, NULL, p[1], NULL, 100, SPLICE_F_NONBLOCK));
+	ret("take", read(p[0], fill, sizeof(fill)));
+	ret("splice", splice(k.fd, NULL, p[1], NULL, 100, SPLICE_F_NONBLOCK));
+	retd("read", read(p[0], b, 16), b);
+	ret("eof", splice(k.fd, NULL, p[1], NULL, 100, SPLICE_F_NONBLOCK));
+}
+
 CASE(send, splice_proxy, 0)
 {
 	struct conn a, b;

@@ -206,6 +206,11 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 void rs_conn_abort(struct rs_conn *c);
 /* Hands TCP what a leave still owes it, as far as it goes; true: there is more. */
 bool rs_conn_flush(struct rs_conn *c);
+/*
+ * At exit: takes the control bytes that have come; true: a MARK or a FIN frame is on its way. What comes
+ * when the process is gone, or is unread then, its kernel answers with RST, and the peer with an error.
+ */
+bool rs_conn_expects(struct rs_conn *c);
 /* The CPU on which the peer last sent + 1; 0: not known. */
 uint32_t rs_conn_peer_cpu(struct rs_conn *c);
 /* tx path | rx path << 4 (enum rs_path). Under the lock. */

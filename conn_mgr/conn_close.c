@@ -295,6 +295,28 @@ static bool staged(const struct rs_conn *c)
 	return c->bound && c->ch.remote && !c->plain && !c->reset && !c->sm.dead;
 }
 
+bool rs_conn_expects(struct rs_conn *c)
+{
+	bool expects = false;
+	uint64_t m;
+
+	if (rs_lock_mine(&c->lock))
+		return false; /* exit() in a signal handler, inside our own call */
+	rs_lock(&c->lock);
+	if (c->bound && !c->plain && !c->reset && !c->sm.dead) {
+		rs_conn_sync(c);
+		rs_conn_take_control(c);
+		rs_conn_flush_out(c);
+		rs_conn_settle(c);
+		expects = c->sm.rx == RS_RX_ARMED ? c->sm.rx_ok_sent
+						  : c->sm.rx == RS_RX_FAST && !c->sm.rx_fin_frame &&
+							    rs_chan_rx_fin(&c->ch, &m);
+		expects &= c->bound && !c->plain && !c->reset && !c->sm.dead && !c->sm.rx_eof;
+	}
+	rs_conn_unlock(c);
+	return expects;
+}
+
 void rs_conn_exit(struct rs_conn *c)
 {
 	uint64_t n;

@@ -26,6 +26,7 @@
 #define LEAVE_MS 2000 /* a peer that does not answer holds up fork no longer than this */
 #define EXEC_MS 10000 /* what exec loses cannot be had again */
 #define LINGER_MS 60000
+#define LAST_WORDS_MS 250 /* of peers, which write them at once */
 
 long rs_process_pid;
 const uint32_t *rs_alive;
@@ -287,6 +288,32 @@ static bool flush_all(struct unflushed *u)
 	return u->n != 0;
 }
 
+static void expect_open(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		*(bool *)arg |= rs_conn_expects(rs_file_pointer(word));
+}
+
+/* Without a control thread. */
+static void take_last_words(void)
+{
+	uint64_t end = rs_now_ms() + LAST_WORDS_MS;
+	bool more;
+
+	do {
+		struct timespec ts = { 0, 200000 };
+
+		more = false;
+		rs_files_each(0, UINT32_MAX, expect_open, &more);
+		for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+			if (c->held)
+				more |= rs_conn_expects(c);
+		if (more)
+			rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+	} while (more && rs_now_ms() < end);
+}
+
 static int next_kept(const struct unflushed *u, int from)
 {
 	int next = rs_fd_next_private(from);
@@ -362,7 +389,10 @@ void rs_process_exits(void)
 	if ((!rs_control_running() && !rs_control_conns) || rs_files_foreign() || rs_control_self())
 		return;
 	rs_rdma_exit();
-	if (!rs_control_stop() || !flush_all(&u))
+	if (!rs_control_stop())
+		return;
+	take_last_words();
+	if (!flush_all(&u))
 		return;
 	rs_links_inherit();
 	if (rs_sys6(SYS_clone, 0, 0, 0, 0, 0, 0) == 0)

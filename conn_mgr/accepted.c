@@ -3,13 +3,14 @@
 
 #include <string.h>
 
-#include "conn_mgr/conn.h"
 #include "conn_mgr/control.h"
+#include "conn_mgr/holders.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
 #include "conn_mgr/tuple.h"
 #include "rsock/config.h"
+#include "rsock/rows.h"
 #include "rsock/sys.h"
 
 #define REMOTE_WINDOW 5 /* times as long */
@@ -43,21 +44,26 @@ static uint64_t window(const struct rs_conn *c)
 
 void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
 {
-	bool holder = true;
-	struct rs_directory *d;
-	uint32_t b;
-
 	c->tuple.server_port = port;
 	if (!rs_address((const struct sockaddr_storage *)(const void *)peer, &c->tuple.family,
 			c->tuple.client_ip, &c->tuple.client_port))
 		return;
-	b = bucket(c->tuple.client_ip, c->tuple.client_port);
+	c->directory = rs_rendezvous_accepted(port);
+	__atomic_store_n(&c->fresh, true, __ATOMIC_RELEASE);
+}
+
+/* From here on it can be claimed. */
+static void list(struct rs_conn *c)
+{
+	uint32_t b = bucket(c->tuple.client_ip, c->tuple.client_port);
+	bool holder = true;
+
 	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
-	d = rs_rendezvous_accepted(port, &holder);
-	if (d && !holder) {
-		c->directory = d;
-		rs_directory_put(d, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
-				 rs_process_name());
+	c->directory = rs_rendezvous_used(c->tuple.server_port, c->directory, window(c), &holder);
+	if (c->directory && !holder) {
+		c->in_directory = true;
+		rs_directory_put(c->directory, c->tuple.family, c->tuple.client_ip,
+				 c->tuple.client_port, rs_process_name());
 	}
 	rs_lock(&hash_lock);
 	c->expires = rs_now_ms() + window(c);
@@ -74,6 +80,71 @@ void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *pe
 	c->queued = true;
 	rs_unlock(&hash_lock);
 	rs_control_due(c->expires);
+}
+
+/* Under its lock. Alone with it: it is not fresh any more, and ours. */
+static bool alone(struct rs_conn *c)
+{
+	if (c->holders && __atomic_load_n(c->holders, __ATOMIC_SEQ_CST) > 1)
+		return false;
+	if (c->holders)
+		rs_holders_end(c->holders);
+	c->holders = NULL;
+	__atomic_store_n(&c->fresh, false, __ATOMIC_RELAXED);
+	return true;
+}
+
+void rs_accepted_take(struct rs_conn *c)
+{
+	bool late, ours;
+
+	/* A handler that interrupted us: the next call will do. */
+	if (rs_lock_mine(&c->lock) || rs_lock_mine(&hash_lock) || rs_rendezvous_locked())
+		return;
+	rs_lock(&c->lock);
+	ours = c->fresh && !c->plain && !c->closed && alone(c);
+	late = c->fresh && c->expires && rs_now_ms() >= c->expires;
+	rs_unlock(&c->lock);
+	if (late)
+		rs_conn_give_up(c, RS_REASON_FORKED);
+	if (!ours)
+		return;
+	if (!c->row)
+		c->row = rs_row_new(c->fd, true);
+	if (rs_control_start() != 0)
+		rs_conn_give_up(c, RS_REASON_NO_THREAD);
+	else
+		list(c);
+}
+
+bool rs_accepted_share(struct rs_conn *c, uint32_t fork)
+{
+	uint32_t *h;
+	bool shared;
+
+	if (!__atomic_load_n(&c->fresh, __ATOMIC_RELAXED) || rs_lock_mine(&c->lock))
+		return false;
+	rs_lock(&c->lock);
+	shared = c->fresh && !c->plain && !c->closed;
+	if (shared && c->shared != fork) {
+		h = rs_holders_add(c->holders);
+		shared = h != NULL;
+		if (!c->holders)
+			c->expires = rs_now_ms() + window(c);
+		if (h) {
+			c->holders = h;
+			c->shared = fork;
+		}
+	}
+	rs_unlock(&c->lock);
+	return shared;
+}
+
+void rs_accepted_unshare(struct rs_conn *c)
+{
+	if (c->holders)
+		rs_holders_drop(c->holders);
+	c->holders = NULL;
 }
 
 /* Under hash_lock. False: it was not in the queue. */
@@ -147,7 +218,7 @@ void rs_accepted_drop(struct rs_conn *c)
 		}
 	c->hashed = false;
 	rs_unlock(&hash_lock);
-	if (c->directory)
+	if (c->in_directory)
 		rs_directory_drop(c->directory, c->tuple.family, c->tuple.client_ip,
 				  c->tuple.client_port);
 	if (queued)

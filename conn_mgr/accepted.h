@@ -2,8 +2,9 @@
 /*
  * accepted.h - connections that this process has accepted, by 4-tuple
  *
- * For some time, its window, such a connection waits for the other end to claim it; then it is plain.
- * Thread-safe.
+ * An accepted connection belongs to the process that uses it first: a server may fork in between. From
+ * then on it can be claimed. For some time, its window, it waits for the other end to do that; then it
+ * is plain. Thread-safe.
  */
 #ifndef CONN_MGR_ACCEPTED_H
 #define CONN_MGR_ACCEPTED_H
@@ -12,11 +13,26 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-struct rs_conn;
+#include "conn_mgr/conn.h"
+
 struct rs_tuple;
 
-/* `c` was accepted on `port` from `peer`; it may be claimed. */
+/* `c` was accepted on `port` from `peer`. */
 void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *peer);
+void rs_accepted_take(struct rs_conn *c);
+/* `c` is about to be read, written or watched: if nobody has used it yet, it is ours. */
+static inline void rs_accepted_used(struct rs_conn *c)
+{
+	if (__builtin_expect(__atomic_load_n(&c->fresh, __ATOMIC_RELAXED), false))
+		rs_accepted_take(c);
+}
+/*
+ * Before a fork, once for each; `fork` is its number: the child may use the connection as well. False:
+ * it is used, or was not accepted.
+ */
+bool rs_accepted_share(struct rs_conn *c, uint32_t fork);
+/* The last descriptor is closed: who has it as well may use it. */
+void rs_accepted_unshare(struct rs_conn *c);
 /* Forgets it. */
 void rs_accepted_drop(struct rs_conn *c);
 /* The one with that 4-tuple, with a reference, or NULL. */

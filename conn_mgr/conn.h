@@ -66,6 +66,7 @@ struct rs_conn {
 	struct rs_lock lock;
 	uint32_t refs; /* file table entries, calls in progress, control thread */
 	bool plain; /* kernel TCP for good */
+	bool fresh; /* accepted, and not used yet: see accepted.h */
 	bool server;
 	bool closed; /* the application has closed its last descriptor */
 	bool managed; /* out of the kernel's epoll sets, watched by the control thread */
@@ -120,7 +121,10 @@ struct rs_conn {
 	char claim_name[RS_NAME_LEN]; /* redirect */
 	uint16_t claim_port; /* redirect, over RDMA; 0: none */
 	uint8_t redirects;
-	struct rs_directory *directory; /* that it is in; NULL: none */
+	struct rs_directory *directory; /* of the port that accepted it; NULL: none */
+	bool in_directory;
+	uint32_t *holders; /* while it is fresh: processes that have it; NULL: this one */
+	uint32_t shared; /* number of the last fork that shared it */
 	uint64_t claim_at; /* ms */
 	uint64_t window_end; /* ms: plain for good unless claimed by then; 0: none */
 	uint64_t link_dead_at; /* ms: when a lost link counts as dead */

@@ -89,6 +89,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	if (c->server)
 		rs_accepted_drop(c);
 	rs_lock(&c->lock);
+	rs_accepted_unshare(c);
 	if (c->bound && !c->plain &&
 	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &lin, &len) == 0 && lin.l_onoff) {
 		unread = lin.l_linger == 0; /* abort, as if bytes were left unread */

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/conn_edge.h"
 #include "conn_mgr/real.h"
@@ -377,6 +378,7 @@ ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	struct rs_waiter w;
 	ssize_t r;
 
+	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
 	r = do_recv(&w, iov, n, flags);
 	rs_waiter_end(&w);
@@ -600,6 +602,7 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	struct rs_waiter w;
 	ssize_t r;
 
+	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
 	r = do_send(&w, iov, n, flags);
 	rs_waiter_end(&w);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <poll.h>
 
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/conn_edge.h"
 #include "rsock/sys.h"
@@ -20,6 +21,7 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		*ask_kernel = 0;
 		return 0;
 	}
+	rs_accepted_used(c);
 	rs_lock(&c->lock);
 	if (c->plain) {
 		*ask_kernel = events | POLLERR | POLLHUP;

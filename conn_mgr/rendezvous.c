@@ -20,7 +20,7 @@
 #define INDEXES ((uint32_t)RS_RENDEZVOUS_INDEXES)
 #define TAKEOVER_MS 200
 #define RDMA_TAKEOVER_MS 50
-#define RDMA_TAKEOVER_STEPS 7u /* until 6 s after the last accept */
+#define RDMA_TAKEOVER_STEPS 7u /* until 6 s after the last use */
 #define LINGERING_MAX 16u
 #define ASIDES_MAX 32u
 #define ACCEPT_MS 20
@@ -36,11 +36,12 @@ struct listener {
 	int fd; /* -1: another process of the tree holds the name */
 	uint32_t index;
 	bool inherited;
-	bool accepted; /* something was accepted, or asked for: claims may come late */
+	bool accepted; /* something was: claims may come late */
+	bool used; /* something that was accepted is */
 	struct rs_directory *directory;
 	void *rdma; /* set by the control thread: what listens on the RDMA port; NULL: nothing */
 	uint16_t rdma_port; /* of `rdma`: not yet this one's when the place was another's before */
-	uint32_t rdma_steps; /* attempts that failed since something was accepted last */
+	uint32_t rdma_steps; /* attempts that failed since something was used last */
 	uint64_t rdma_tried, rdma_at; /* ms: when it was tried last; not before */
 };
 
@@ -232,29 +233,47 @@ static int bind_listener(struct listener *l)
 	return rs_control_watch(fd, EPOLLIN | EPOLLET, &l->source);
 }
 
+static struct listener *find(uint16_t port)
+{
+	for (size_t i = 0; i < PORTS; i++)
+		if (in_use(&listeners[i]) && listeners[i].port == port)
+			return &listeners[i];
+	return NULL;
+}
+
+/* A place for the port; NULL: none is left. */
+static struct listener *vacant(uint16_t port)
+{
+	for (size_t i = 0; i < PORTS; i++) {
+		struct listener *l = &listeners[i];
+
+		if (in_use(l))
+			continue;
+		/* Not `source`: an event of the one before may be on its way to it. */
+		l->port = port;
+		l->index = 0;
+		l->inherited = false;
+		l->directory = NULL;
+		l->accepted = false;
+		l->used = false;
+		l->rdma_steps = 0;
+		l->rdma_tried = 0;
+		l->rdma_at = 0;
+		set_fd(l, -1);
+		return l;
+	}
+	return NULL;
+}
+
 int rs_rendezvous_open(uint16_t port)
 {
-	struct listener *l = NULL;
+	struct listener *l;
 	int r = 0;
 
 	rs_lock(&lock);
-	for (size_t i = 0; i < PORTS; i++)
-		if (in_use(&listeners[i]) && listeners[i].port == port)
-			l = &listeners[i];
-	for (size_t i = 0; i < PORTS && !l; i++)
-		if (!in_use(&listeners[i])) {
-			l = &listeners[i];
-			/* Not `source`: an event of the one before may be on its way to it. */
-			l->port = port;
-			l->index = 0;
-			l->inherited = false;
-			l->directory = NULL;
-			l->accepted = false;
-			l->rdma_steps = 0;
-			l->rdma_tried = 0;
-			l->rdma_at = 0;
-			set_fd(l, -1);
-		}
+	l = find(port);
+	if (!l)
+		l = vacant(port);
 	if (!l) {
 		r = -ENOSPC;
 		goto out;
@@ -318,29 +337,60 @@ void rs_rendezvous_close(uint16_t port)
 	rs_unlock(&lock);
 }
 
-struct rs_directory *rs_rendezvous_accepted(uint16_t port, bool *holder)
+struct rs_directory *rs_rendezvous_accepted(uint16_t port)
 {
 	struct rs_directory *d = NULL;
-	bool likely = rs_rdma_likely();
+	struct listener *l;
 
 	rs_lock(&lock);
-	for (size_t i = 0; i < PORTS; i++) {
-		struct listener *l = &listeners[i];
-
-		if (!in_use(l) || l->port != port)
-			continue;
-		if (likely && !on_rdma(l) && (!l->accepted || l->rdma_steps)) {
-			/* Who held the RDMA port may be gone. */
-			l->rdma_steps = 0;
-			l->rdma_at = l->rdma_tried + RDMA_TAKEOVER_MS;
-			rs_control_due(l->rdma_at);
-		}
+	l = find(port);
+	if (l) {
 		l->accepted = true;
 		d = l->directory;
-		*holder = l->fd >= 0 && (on_rdma(l) || !likely);
 	}
 	rs_unlock(&lock);
 	return d;
+}
+
+struct rs_directory *rs_rendezvous_used(uint16_t port, struct rs_directory *d, uint64_t ms,
+					bool *holder)
+{
+	bool likely = rs_rdma_likely();
+	struct listener *l;
+
+	rs_lock(&lock);
+	bind_own();
+	l = find(port);
+	if (!l && d) {
+		/* Accepted by the process that forked us, whose listener is not ours. */
+		l = vacant(port);
+		if (l)
+			l->directory = d;
+	}
+	*holder = l && l->fd >= 0 && (on_rdma(l) || !likely);
+	if (!l)
+		goto out;
+	if (likely && !on_rdma(l) && (!l->used || l->rdma_steps)) {
+		/* Who held the RDMA port may be gone. */
+		l->rdma_steps = 0;
+		l->rdma_at = l->rdma_tried + RDMA_TAKEOVER_MS;
+		rs_control_due(l->rdma_at);
+	}
+	l->used = true;
+	if (!l->users) {
+		l->close_at = rs_now_ms() + ms;
+		rs_control_due(l->close_at);
+	}
+	if (l->directory)
+		d = l->directory;
+out:
+	rs_unlock(&lock);
+	return d;
+}
+
+bool rs_rendezvous_locked(void)
+{
+	return rs_lock_mine(&lock);
 }
 
 struct rs_directory *rs_rendezvous_directory(uint16_t port)
@@ -349,7 +399,7 @@ struct rs_directory *rs_rendezvous_directory(uint16_t port)
 
 	rs_lock(&lock);
 	for (size_t i = 0; i < PORTS; i++)
-		if (in_use(&listeners[i]) && listeners[i].port == port)
+		if (listeners[i].port == port && (in_use(&listeners[i]) || !d))
 			d = listeners[i].directory;
 	rs_unlock(&lock);
 	return d;
@@ -368,9 +418,9 @@ int rs_rendezvous_index(uint16_t port)
 }
 
 /*
- * RDMA is opened by the process that accepts, not by the one that listens: a parent of workers would
- * keep them from using it. Of several one gets the port; the others try again when they accept, and
- * for a while after, for whoever had it may be about to end. Not under the lock: the first time
+ * RDMA is opened by a process that uses what was accepted, not by the one that listens, or only accepts
+ * and forks: it would keep its children from using it. Of several one gets the port; the others try
+ * again when they use another, and for a while after, for whoever had it may be about to end. Not under the lock: the first time
  * libraries are loaded, and accept() takes it.
  */
 static void tend_rdma(struct listener *l, uint64_t now)
@@ -383,7 +433,7 @@ static void tend_rdma(struct listener *l, uint64_t now)
 		old = l->rdma;
 		l->rdma = NULL;
 	}
-	if (in_use(l) && l->accepted && !l->rdma && l->rdma_steps < RDMA_TAKEOVER_STEPS &&
+	if (in_use(l) && l->used && !l->rdma && l->rdma_steps < RDMA_TAKEOVER_STEPS &&
 	    rs_rdma_likely()) {
 		if (now >= l->rdma_at)
 			port = l->port;
@@ -475,6 +525,7 @@ void rs_rendezvous_forget(void)
 		set_fd(l, -1);
 		l->rdma = NULL;
 		l->accepted = false;
+		l->used = false;
 		l->rdma_steps = 0;
 		l->rdma_tried = 0;
 		l->rdma_at = 0;

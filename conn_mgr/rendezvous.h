@@ -25,13 +25,20 @@ int rs_rendezvous_open(uint16_t port);
 /* In a process that inherited the listener over fork: answer too. Cheap when it does already. */
 bool rs_rendezvous_ensure(uint16_t port);
 void rs_rendezvous_close(uint16_t port);
+/* Something was accepted on the port: it may be claimed late. Its directory, or NULL. Thread-safe. */
+struct rs_directory *rs_rendezvous_accepted(uint16_t port);
 /*
- * Something was accepted on the port: from now on this process also answers on RDMA, if it can. Returns
- * the directory of the port, NULL: no such listener. *holder: this process answers for the port
- * everywhere, so that nobody will look in the directory for what it has accepted. Thread-safe.
+ * What was accepted on the port is used: from now on this process also answers on RDMA, if it can, and
+ * if it has no listener (any more) for `ms`. Returns the directory of the port, `d` if there is no
+ * other. *holder: this process answers for the port everywhere, so that nobody will look in the
+ * directory for what it has accepted. Thread-safe.
  */
-struct rs_directory *rs_rendezvous_accepted(uint16_t port, bool *holder);
+struct rs_directory *rs_rendezvous_used(uint16_t port, struct rs_directory *d, uint64_t ms,
+					bool *holder);
+/* Of a port on which this process listens, or has listened. */
 struct rs_directory *rs_rendezvous_directory(uint16_t port);
+/* This thread is in a function of this module, which a signal handler has interrupted. */
+bool rs_rendezvous_locked(void);
 #define RS_RENDEZVOUS_INDEXES \
 	16 /* unrelated processes that may listen on one port (SO_REUSEPORT) */
 /* N of the name "rsock.PORT.N" that this process holds; -1: none. */

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/real.h"
 #include "preload/files.h"
 #include "rsock/sys.h"
@@ -172,6 +173,7 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	c = rs_file_pointer(word);
 	if (!rs_conn_get(c))
 		return rs_real.epoll_ctl(epfd, op, fd, ev);
+	rs_accepted_used(c);
 	rs_lock(&ep->lock);
 	if (!ep->own_fd) /* else the program has closed all, since this call began */
 		RS_SET(ep->epfd, epfd); /* a duplicate may be all that is left */

@@ -32,6 +32,10 @@ long rs_process_pid;
 const uint32_t *rs_alive;
 static uint32_t *alive_page;
 
+static uint32_t forks; /* calls of fork() */
+static __thread uint32_t forking
+	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
+
 static void start_leaving(int fd, uintptr_t word, void *arg)
 {
 	struct rs_conn *c;
@@ -42,7 +46,8 @@ static void start_leaving(int fd, uintptr_t word, void *arg)
 	c = rs_file_pointer(word);
 	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
 		return;
-	rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
+	if (!forking || !rs_accepted_share(c, forking))
+		rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
 	rs_conn_put(c);
 }
 
@@ -57,7 +62,8 @@ static void finish_leaving(int fd, uintptr_t word, void *arg)
 	c = rs_file_pointer(word);
 	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
 		return;
-	rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
+	if (!forking || !c->holders)
+		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
 	rs_conn_put(c);
 }
 
@@ -68,9 +74,15 @@ static void before_fork(void)
 
 	if (rs_sys0(SYS_getpid) != rs_process_pid)
 		return;
+	forking = __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
+}
+
+static void after_fork_parent(void)
+{
+	forking = 0;
 }
 
 /* What the parent could not hand over in time stays with the parent. */
@@ -98,7 +110,7 @@ static void disown(int fd, uintptr_t word, void *arg)
 	c->sleepers = 0;
 	c->bells = 0;
 	c->hashed = false;
-	if (!c->plain) {
+	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
@@ -124,6 +136,7 @@ static void after_fork_child(void)
 	rs_epoll_forget();
 	rs_bell_forget();
 	rs_files_each(0, UINT32_MAX, disown, NULL);
+	forking = 0;
 }
 
 void rs_process_forked(void)
@@ -161,7 +174,7 @@ void rs_process_init(void)
 		*alive_page = 1;
 		rs_alive = alive_page;
 	}
-	pthread_atfork(before_fork, NULL, after_fork_child);
+	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 
 /* ---- exec ---- */
@@ -378,6 +391,15 @@ static void __attribute__((noreturn)) linger(struct unflushed *u)
 		rs_sys1(SYS_exit_group, 0);
 }
 
+/* Who has it as well is alone with it soon. */
+static void release(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	(void)arg;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		rs_accepted_unshare(rs_file_pointer(word));
+}
+
 /*
  * Bytes in a ring outlive the process. Those that a leave has yet to hand to TCP do not, although
  * send() took them: a copy of the process stays behind for them, nobody's child, until TCP has them.
@@ -386,6 +408,8 @@ void rs_process_exits(void)
 {
 	struct unflushed u;
 
+	if (forks && !rs_files_foreign())
+		rs_files_each(0, UINT32_MAX, release, NULL);
 	if ((!rs_control_running() && !rs_control_conns) || rs_files_foreign() || rs_control_self())
 		return;
 	rs_rdma_exit();

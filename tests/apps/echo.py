@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """Echo servers and a client in plain Python, unaware of rsock but for one look at the path at the end.
 
-    echo.py server PORT asyncio|threads|prefork|reuseport [WORKERS]
+    echo.py server PORT asyncio|threads|fork|prefork|reuseport [WORKERS]
     echo.py client PORT CONNS SECONDS
     echo.py burst PORT CONNS BYTES
 
@@ -124,6 +124,17 @@ def server(port, kind, workers):
         while True:
             c, _ = ls.accept()
             threading.Thread(target=serve_thread, args=(c,), daemon=True).start()
+    elif kind == "fork":
+        ls = listener(port)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        print("READY", flush=True)
+        while True:
+            c, _ = ls.accept()
+            if os.fork() == 0:
+                ls.close()
+                serve_thread(c)
+                os._exit(0)
+            c.close()
     else:
         ls = listener(port) if kind == "prefork" else None
         ready_r, ready_w = os.pipe()

@@ -331,6 +331,7 @@ CASE(fork, parent_keeps_talking_while_child_lives, 0)
 }
 
 /* accept, fork, close in the parent: the classical server */
+/* Which ends when the client has: at any moment of entering, and after it. */
 CASE(fork, server_per_connection, ONE)
 {
 	struct sockaddr_storage ss;
@@ -358,12 +359,12 @@ CASE(fork, server_per_connection, ONE)
 		}
 	}
 	close(ls);
-	for (int i = 0; i < 5; i++) {
+	for (int i = 0; i < 12; i++) {
 		int c = socket(ss.ss_family, SOCK_STREAM, 0);
 
 		if (connect(c, (struct sockaddr *)&ss, l))
 			break;
-		for (int j = 0; j < 20; j++) {
+		for (int j = 0; j < 1 + 4 * i; j++) {
 			memset(b, 0, sizeof(b));
 			if (send(c, "hello", 5, 0) != 5 || recv(c, b, 5, MSG_WAITALL) != 5 ||
 			    memcmp(b, "hello", 5))
@@ -375,6 +376,134 @@ CASE(fork, server_per_connection, ONE)
 		close(c);
 	}
 	kill(server, SIGKILL);
+}
+
+/* One that echoes 5 bytes, n times; false: it could not. */
+static bool echo5(int fd, int n)
+{
+	char b[8];
+
+	for (int i = 0; i < n; i++)
+		if (recv(fd, b, 5, MSG_WAITALL) != 5 || send(fd, b, 5, 0) != 5)
+			return false;
+	return true;
+}
+
+/* Our end of it. */
+static void ask5(const char *label, int fd, int n)
+{
+	char b[8];
+	int good = 0;
+
+	for (int i = 0; i < n; i++) {
+		memset(b, 0, sizeof(b));
+		good += send(fd, "hello", 5, 0) == 5 && recv(fd, b, 5, MSG_WAITALL) == 5 &&
+			!memcmp(b, "hello", 5);
+		nap(1);
+	}
+	ret(label, good);
+}
+
+/*
+ * Accepted, then forked: `serve` of the child and of the parent, who starts when the child says so, or,
+ * without that, at once.
+ */
+static int accepted_by_two(void (*child)(int fd, int tell), void (*parent)(int fd, int told))
+{
+	struct sockaddr_storage ss;
+	socklen_t l;
+	int ls = conf_listen(conf_family, 8, &ss, &l), c;
+
+	if (!fork()) {
+		int a, p[2];
+
+		signal(SIGCHLD, SIG_IGN);
+		a = accept(ls, NULL, NULL);
+		close(ls);
+		if (pipe(p))
+			_exit(1);
+		if (!fork()) {
+			close(p[0]);
+			child(a, p[1]);
+			_exit(0);
+		}
+		close(p[1]);
+		parent(a, p[0]);
+		_exit(0);
+	}
+	close(ls);
+	c = socket(ss.ss_family, SOCK_STREAM, 0);
+	if (connect(c, (struct sockaddr *)&ss, l))
+		bail("connect");
+	return c;
+}
+
+static void serve_30(int fd, int tell)
+{
+	echo5(fd, 30);
+	if (write(tell, "x", 1) != 1)
+		_exit(1);
+}
+
+static void serve_30_for_ever(int fd, int tell)
+{
+	serve_30(fd, tell);
+	echo5(fd, 1000);
+}
+
+static void end_at_once(int fd, int tell)
+{
+	(void)fd;
+	(void)tell;
+}
+
+static void wait_then_serve(int fd, int told)
+{
+	char b;
+
+	if (read(told, &b, 1) >= 0)
+		echo5(fd, 1000);
+}
+
+static void wait_then_close(int fd, int told)
+{
+	char b;
+
+	if (read(told, &b, 1) >= 0)
+		close(fd);
+	nap(3000);
+}
+
+/* The child serves; the parent has closed only after a while. */
+CASE(fork, accepted_parent_closes_late, ONE)
+{
+	int c = accepted_by_two(serve_30_for_ever, wait_then_close);
+
+	ask5("shared", c, 30);
+	ask5("alone", c, 60);
+	shutdown(c, SHUT_WR);
+	ret("eof", recv(c, &(char){ 0 }, 1, 0));
+}
+
+/* Both serve, one after the other, and both have it open all the time. */
+CASE(fork, accepted_used_by_both, ONE)
+{
+	int c = accepted_by_two(serve_30, wait_then_serve);
+
+	ask5("child", c, 30);
+	ask5("parent", c, 60);
+	shutdown(c, SHUT_WR);
+	ret("eof", recv(c, &(char){ 0 }, 1, 0));
+}
+
+/* It was not for the child. */
+CASE(fork, accepted_child_ends, ONE)
+{
+	int c = accepted_by_two(end_at_once, wait_then_serve);
+
+	ask5("parent", c, 60);
+	shutdown(c, SHUT_WR);
+	ret("eof", recv(c, &(char){ 0 }, 1, 0));
 }
 
 CASE(fork, prefork_accept, ONE)

@@ -233,7 +233,7 @@ static void *churn_server(void *arg)
 	while (!__atomic_load_n(&c->over, __ATOMIC_SEQ_CST)) {
 		char buf[16];
 
-		fd = rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		fd = stress_accept(listener);
 		if (fd < 0) {
 			stress_fail("accept: %s", strerror(errno));
 			break;

@@ -233,12 +233,22 @@ int stress_connect(uint16_t port)
 	return fd;
 }
 
+int stress_accept(int listener)
+{
+	struct pollfd p = { .fd = rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC) };
+
+	/* It can be claimed from its first use on. */
+	if (p.fd >= 0)
+		rsock_poll(&p, 1, 0);
+	return p.fd;
+}
+
 void stress_pair(int listener, uint16_t port, int fds[2])
 {
 	fds[0] = stress_connect(port);
 	if (fds[0] < 0)
 		stress_bail("connect: %s", strerror(errno));
-	fds[1] = rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	fds[1] = stress_accept(listener);
 	if (fds[1] < 0)
 		stress_bail("accept: %s", strerror(errno));
 }

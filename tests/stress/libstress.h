@@ -56,6 +56,8 @@ bool pattern_check(uint64_t id, uint64_t at, const void *buf, size_t n);
 /* A listener on 127.0.0.1. */
 int stress_listen(uint16_t *port);
 int stress_connect(uint16_t port);
+/* Accepts, and shows that it is this process which has the connection. -1: errno. */
+int stress_accept(int listener);
 /* Both ends of a new connection through `listener`: fds[0] connected, fds[1] accepted. */
 void stress_pair(int listener, uint16_t port, int fds[2]);
 void stress_nonblock(int fd);

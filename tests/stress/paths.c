@@ -233,7 +233,7 @@ static void alone(void)
 
 		fds[0] = stress_connect(port);
 		rsock_setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-		fds[1] = rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		fds[1] = stress_accept(listener);
 		if (rng_below(&r, 3))
 			stress_wait_fast(fds[0], 2000);
 		for (size_t k = 0; k < 2; k++) {

@@ -112,7 +112,7 @@ NO_PARALLEL = "-c max_parallel_maintenance_workers=0 -c max_parallel_workers_per
 
 @needs(timeout=150, memory="768M")
 def case_postgresql_and_pgbench(lab):
-    """A process forked for each connection: right, though on TCP until streams follow a fork."""
+    """A process for each connection, forked by the one that has accepted it."""
     a, b = lab.hosts
     bindir = b.run("ls -d /usr/lib/postgresql/*/bin", check=True).stdout.split()[-1]
     b.run("mkdir -p /tmp/pg && chown postgres /tmp/pg", check=True)
@@ -131,6 +131,12 @@ def case_postgresql_and_pgbench(lab):
         said = a.run(client + "pgbench -h %s -U postgres -c 4 -t 50 postgres" % address, check=True,
                      timeout=60).stdout
         check("processed: 200/200" in said, said)
+        before = packets(a)
+        load = a.spawn(client + "pgbench -h %s -U postgres -n -S -c 4 -T 8 postgres" % address)
+        paths = paths_while(load, a)
+        check("failed transactions: 0 " in load.good(40), load.story())
+        check("rdma" in paths, "%s: paths: %s" % (address, paths))
+        check(packets(a) > before, "the device has seen nothing")
         # A large result, byte for byte.
         query = "select string_agg(md5(i::text), '') from generate_series(1, 100000) i"
         here = a.run(client + "psql -h %s -U postgres -Atc \"%s\" postgres | sha256sum"

@@ -43,7 +43,7 @@ struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 	r->out_tail = &r->out;
 	r->wake_fd = -1;
 	r->watch = watch;
-	r->armed = true; /* queue pairs begin so (rdma/verbs.c) */
+	r->armed = true; /* queue pairs begin so (rdma/qp.c) */
 	r->watched = true;
 	return r;
 }

@@ -40,7 +40,7 @@ static dev_t file_behind(int fd)
 }
 
 /*
- * The numbers are in public fields that libibverbs reads at each use (verbs.h, struct ibv_context), so
+ * The numbers are in public fields that libibverbs reads at each use (struct ibv_context), so
  * they can be moved. What host.hide() has moved it gives back as it is.
  */
 static void hide(struct rs_opened *o)

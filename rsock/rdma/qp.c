@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * qp.c - a queue pair: its resources, and what it sends and receives
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "rsock/rdma/advice.h"
+#include "rsock/rdma/iwarp.h"
+#include "rsock/rdma/opened.h"
+#include "rsock/rdma/verbs.h"
+#include "rsock/wire.h"
+
+#define SEND_DEPTH 256u
+#define RECV_DEPTH 512u
+#define SIGNAL_EVERY 32u
+#define INLINE_MAX 64u
+/*
+ * 4.096 us * 2^14 = 67 ms until the first retry: with the RETRIES of cm.c a dead path is known in half a
+ * second (the CM's own choice, 19, takes seven). IB spec C9-140.
+ */
+#define ACK_TIMEOUT 14
+#define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
+
+/* ---- making ---- */
+
+static int post_recv(struct rs_qp *qp, uint64_t index)
+{
+	struct ibv_sge sge = {
+		.addr = (uintptr_t)qp->bytes + index * RS_MSG_MAX,
+		.length = RS_MSG_MAX,
+		.lkey = qp->mr->lkey,
+	};
+	struct ibv_recv_wr *bad, wr = { .wr_id = index, .sg_list = &sge, .num_sge = 1 };
+
+	return ibv_post_recv(qp->id->qp, &wr, &bad);
+}
+
+#define BYTES ((size_t)(RECV_DEPTH + SEND_DEPTH) * RS_MSG_MAX)
+
+void rs_qp_unmake(struct rs_qp *qp)
+{
+	if (qp->id->qp)
+		rdma_destroy_qp(qp->id);
+	if (qp->mr)
+		ibv_dereg_mr(qp->mr);
+	if (qp->pd)
+		ibv_dealloc_pd(qp->pd);
+	if (qp->cq)
+		ibv_destroy_cq(qp->cq);
+	if (qp->channel)
+		ibv_destroy_comp_channel(qp->channel);
+	if (qp->bytes)
+		munmap(qp->bytes, BYTES);
+	qp->mr = NULL;
+	qp->pd = NULL;
+	qp->cq = NULL;
+	qp->channel = NULL;
+	qp->bytes = NULL;
+}
+
+int rs_qp_bound(struct rs_qp *qp)
+{
+	if (qp->device)
+		return 0;
+	if (!qp->id->verbs)
+		return -ENODEV;
+	qp->device = rs_opened_use(qp->id->verbs);
+	return qp->device ? 0 : -ENOBUFS;
+}
+
+int rs_qp_make(struct rs_qp *qp)
+{
+	struct ibv_qp_init_attr attr = {
+		.qp_context = qp,
+		.qp_type = IBV_QPT_RC,
+		.cap = { .max_send_wr = SEND_DEPTH,
+			 .max_recv_wr = RECV_DEPTH,
+			 .max_send_sge = 1,
+			 .max_recv_sge = 1,
+			 .max_inline_data = INLINE_MAX },
+	};
+	uint8_t timeout = ACK_TIMEOUT;
+	const char *doing = "allocating a protection domain";
+	size_t size = 0;
+	void *p;
+	int r = rs_qp_bound(qp);
+
+	if (r != 0)
+		return r;
+	errno = 0;
+	qp->iwarp = qp->id->verbs->device->transport_type == IBV_TRANSPORT_IWARP;
+	qp->credits.depth = RECV_DEPTH;
+	/* Of its own: what a peer may write is the memory of its own link, not that of others. */
+	qp->pd = ibv_alloc_pd(qp->id->verbs);
+	if (!qp->pd)
+		goto fail;
+	doing = "creating a completion queue";
+	qp->channel = ibv_create_comp_channel(qp->id->verbs);
+	if (!qp->channel)
+		goto fail;
+	qp->channel->fd = rs_verbs_host.hide(qp->channel->fd);
+	rs_verbs_nonblocking(qp->channel->fd);
+	qp->cq = ibv_create_cq(qp->id->verbs, SEND_DEPTH + RECV_DEPTH, qp, qp->channel, 0);
+	if (!qp->cq)
+		goto fail;
+	/* Shared: what a device knows by its physical address must not move when we fork. */
+	p = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		goto fail;
+	qp->bytes = p;
+	attr.send_cq = qp->cq;
+	attr.recv_cq = qp->cq;
+	doing = "creating a queue pair";
+	rdma_set_option(qp->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
+			sizeof(timeout));
+	if (rdma_create_qp(qp->id, qp->pd, &attr) != 0)
+		goto fail;
+	doing = "registering memory";
+	size = BYTES;
+	qp->mr = ibv_reg_mr(qp->pd, qp->bytes, BYTES, IBV_ACCESS_LOCAL_WRITE);
+	if (!qp->mr)
+		goto fail;
+	doing = "setting up a queue pair";
+	size = 0;
+	for (uint64_t i = 0; i < RECV_DEPTH; i++)
+		if (post_recv(qp, i) != 0)
+			goto fail;
+	if (ibv_req_notify_cq(qp->cq, 0) != 0)
+		goto fail;
+	return 0;
+fail:
+	r = rs_advice(&rs_verbs_host, doing, size, errno ? errno : EIO);
+	rs_qp_unmake(qp);
+	return r;
+}
+
+/* The CM sets 0, which stands for 655 ms (IB spec 9.7.5.2.8): that long would a full queue stop us. */
+void rs_qp_rnr_timer(struct rs_qp *qp)
+{
+	struct ibv_qp_attr attr = { .min_rnr_timer = RNR_TIMER };
+
+	ibv_modify_qp(qp->id->qp, &attr, IBV_QP_MIN_RNR_TIMER); /* else it is slow */
+}
+
+/* ---- data ---- */
+
+int rs_qp_map(struct rs_qp *qp, struct rs_rdma_mem *m, bool remote)
+{
+	unsigned int access =
+		IBV_ACCESS_LOCAL_WRITE | (remote ? (unsigned int)IBV_ACCESS_REMOTE_WRITE : 0);
+	struct ibv_mr *mr = ibv_reg_mr(qp->pd, m->addr, m->len, access);
+
+	if (!mr)
+		return rs_advice(&rs_verbs_host, "registering memory", m->len, errno);
+	m->mr = mr;
+	m->lkey = mr->lkey;
+	m->rkey = mr->rkey;
+	return 0;
+}
+
+void rs_qp_unmap(struct rs_rdma_mem *m)
+{
+	ibv_dereg_mr(m->mr);
+}
+
+static bool has_room(const struct rs_qp *qp)
+{
+	/* On iWARP a write and its note go together. */
+	return __atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) + qp->iwarp < SEND_DEPTH &&
+	       (!qp->iwarp || rs_credits_allow(&qp->credits, false));
+}
+
+/* Says so first, looks again then: rs_qp_poll() does it the other way round. */
+static bool is_full(struct rs_qp *qp)
+{
+	if (has_room(qp))
+		return false;
+	__atomic_store_n(&qp->full, true, __ATOMIC_SEQ_CST);
+	return !has_room(qp);
+}
+
+/* All of a list, for which there is room. */
+static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
+{
+	struct ibv_send_wr *bad;
+	int cancel, r;
+
+	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
+		return -EPIPE;
+	for (struct ibv_send_wr *w = wr; w; w = w->next) {
+		if (++qp->sq_unsignaled == SIGNAL_EVERY) {
+			w->send_flags |= IBV_SEND_SIGNALED;
+			w->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
+			qp->sq_unsignaled = 0;
+		}
+		if (w->opcode == IBV_WR_SEND)
+			__atomic_fetch_add(&qp->credits.sent, 1, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
+	}
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	r = ibv_post_send(qp->id->qp, wr, &bad);
+	pthread_setcancelstate(cancel, NULL);
+	if (r != 0) {
+		__atomic_store_n(&qp->broken, true, __ATOMIC_RELAXED);
+		return -EPIPE;
+	}
+	return 0;
+}
+
+int rs_qp_post_msg(struct rs_qp *qp, const void *bytes, size_t len)
+{
+	uint8_t *buf = qp->bytes + (size_t)(RECV_DEPTH + qp->sq_msg) * RS_MSG_MAX;
+	struct ibv_sge sge = { (uintptr_t)buf, (uint32_t)len, qp->mr->lkey };
+	struct ibv_send_wr wr = { .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND };
+	int r;
+
+	if (is_full(qp))
+		return -EAGAIN;
+	/* The buffer's last use is SEND_DEPTH messages ago: complete, or there were no room. */
+	memcpy(buf, bytes, len);
+	r = post(qp, &wr);
+	if (r == 0)
+		qp->sq_msg = (qp->sq_msg + 1) % SEND_DEPTH;
+	return r;
+}
+
+/* The note of iWARP that goes with `wr`, if any. `bytes` must stay until post(). */
+static struct ibv_send_wr note(struct rs_qp *qp, uint8_t bytes[RS_NOTE_LEN], struct ibv_sge *sge,
+			       uint32_t imm)
+{
+	uint32_t took = __atomic_load_n(&qp->credits.took, __ATOMIC_SEQ_CST);
+
+	__atomic_store_n(&qp->credits.told, took, __ATOMIC_RELAXED);
+	rs_note_encode(bytes, imm, took);
+	*sge = (struct ibv_sge){ (uintptr_t)bytes, RS_NOTE_LEN, 0 };
+	return (struct ibv_send_wr){
+		.sg_list = sge, .num_sge = 1, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_INLINE
+	};
+}
+
+int rs_qp_settle(struct rs_qp *qp)
+{
+	uint8_t bytes[RS_NOTE_LEN];
+	struct ibv_send_wr wr;
+	struct ibv_sge sge;
+
+	if (!qp->iwarp || !rs_credits_owed(&qp->credits))
+		return 0;
+	/* Full of what? Of notes that tell the same. */
+	if (__atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) >= SEND_DEPTH ||
+	    !rs_credits_allow(&qp->credits, true))
+		return -EAGAIN;
+	wr = note(qp, bytes, &sge, RS_NOTE_NONE);
+	return post(qp, &wr);
+}
+
+int rs_qp_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey, uint64_t to,
+		     uint32_t rkey, uint32_t imm)
+{
+	struct ibv_sge sge = { (uintptr_t)from, len, lkey }, note_sge;
+	uint8_t bytes[RS_NOTE_LEN];
+	struct ibv_send_wr behind;
+	struct ibv_send_wr wr = {
+		.sg_list = &sge,
+		.num_sge = len != 0,
+		.opcode = imm == UINT32_MAX ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM,
+		.send_flags = len <= INLINE_MAX ? IBV_SEND_INLINE : 0,
+		.imm_data = htonl(imm),
+		.wr.rdma = { .remote_addr = to, .rkey = rkey },
+	};
+
+	if (is_full(qp))
+		return -EAGAIN;
+	if (qp->iwarp && imm != UINT32_MAX) {
+		wr.opcode = IBV_WR_RDMA_WRITE;
+		behind = note(qp, bytes, &note_sge, imm);
+		wr.next = &behind;
+	}
+	return post(qp, &wr);
+}
+
+int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
+{
+	struct ibv_wc wc[16];
+	int n = ibv_poll_cq(qp->cq, max < 16 ? max : 16, wc);
+
+	for (int i = 0; i < n; i++) {
+		struct rs_rdma_done d = { 0 };
+
+		if (wc[i].status != IBV_WC_SUCCESS) {
+			bool told = __atomic_exchange_n(&qp->broken, true, __ATOMIC_RELAXED);
+
+			d.kind = RS_RDMA_BROKEN;
+			if (!told)
+				fn(arg, &d);
+			continue;
+		}
+		if (wc[i].wr_id >> 63) {
+			__atomic_fetch_sub(&qp->sq_used, (uint32_t)wc[i].wr_id, __ATOMIC_SEQ_CST);
+			if (!__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
+				continue;
+			d.kind = RS_RDMA_ROOM;
+			fn(arg, &d);
+			continue;
+		}
+		if (wc[i].opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
+			d.kind = RS_RDMA_DATA;
+			d.imm = ntohl(wc[i].imm_data);
+		} else if (qp->iwarp && wc[i].byte_len == RS_NOTE_LEN) {
+			d.kind = RS_RDMA_DATA;
+			d.imm = rs_note_take(&qp->credits, qp->bytes + wc[i].wr_id * RS_MSG_MAX);
+			if (__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
+				fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_ROOM });
+		} else {
+			d.kind = RS_RDMA_MSG;
+			d.bytes = qp->bytes + wc[i].wr_id * RS_MSG_MAX;
+			d.len = wc[i].byte_len;
+		}
+		if (!qp->iwarp || d.kind == RS_RDMA_MSG || d.imm != RS_NOTE_NONE)
+			fn(arg, &d);
+		post_recv(qp, wc[i].wr_id);
+		__atomic_fetch_add(&qp->credits.took, 1, __ATOMIC_SEQ_CST);
+		if (qp->iwarp && rs_credits_owed(&qp->credits))
+			fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_OWES });
+	}
+	return n > 0 ? n : 0;
+}
+
+int rs_qp_fd(struct rs_qp *qp)
+{
+	return qp->channel->fd;
+}
+
+void rs_qp_disarm(struct rs_qp *qp)
+{
+	struct ibv_cq *cq;
+	void *context;
+	int cancel;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	/* There is one for each arm() at most. */
+	if (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
+		ibv_ack_cq_events(cq, 1);
+	pthread_setcancelstate(cancel, NULL);
+}
+
+int rs_qp_arm(struct rs_qp *qp)
+{
+	int cancel, r;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	r = ibv_req_notify_cq(qp->cq, 0);
+	pthread_setcancelstate(cancel, NULL);
+	return r == 0 ? 0 : -EIO;
+}

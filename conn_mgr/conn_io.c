@@ -421,6 +421,7 @@ static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, si
 {
 	/* Over RDMA each costs a system call, or a doorbell, and the reader more than that. */
 	const size_t piece = c->ch.remote ? RS_REMOTE_CUT : PIECE;
+	bool unseen = false; /* appended, not published */
 	size_t sent = 0;
 
 	for (size_t i = 0; i < n; i++) {
@@ -449,16 +450,18 @@ static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, si
 				c->ch.tail += k;
 				off += k;
 				sent += k;
+				unseen = true;
 				continue;
 			}
 			rs_chan_tx_publish(&c->ch, c->ch.tail + k);
+			unseen = false;
 			off += k;
 			sent += k;
 		}
 	}
 out:
 	if (sent) {
-		if (__atomic_load_n(&c->ch.peer->tail, __ATOMIC_RELAXED) != c->ch.tail)
+		if (unseen)
 			rs_chan_tx_publish(&c->ch, c->ch.tail);
 		rs_tx_ring(&c->sm, sent);
 		if (c->row) {

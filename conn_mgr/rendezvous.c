@@ -57,6 +57,7 @@ static bool on_rdma(const struct listener *l)
 
 static struct rs_lock lock;
 static struct listener listeners[PORTS];
+static uint32_t used_ports; /* those from here on were never used */
 static struct rs_source own_source;
 static int own_fd = -1;
 static char own_name[RS_NAME_LEN];
@@ -260,6 +261,8 @@ static struct listener *vacant(uint16_t port)
 		l->rdma_tried = 0;
 		l->rdma_at = 0;
 		set_fd(l, -1);
+		if (used_ports <= i)
+			__atomic_store_n(&used_ports, (uint32_t)i + 1, __ATOMIC_RELEASE);
 		return l;
 	}
 	return NULL;
@@ -472,11 +475,13 @@ void rs_rendezvous_rdma_again(void)
 
 void rs_rendezvous_timer(uint64_t now)
 {
+	uint32_t n = __atomic_load_n(&used_ports, __ATOMIC_ACQUIRE);
+
 	accept_again(now);
-	for (size_t i = 0; i < PORTS; i++)
+	for (size_t i = 0; i < n; i++)
 		tend_rdma(&listeners[i], now);
 	rs_lock(&lock);
-	for (size_t i = 0; i < PORTS; i++) {
+	for (size_t i = 0; i < n; i++) {
 		struct listener *l = &listeners[i];
 
 		if (l->users || !l->close_at)
@@ -490,7 +495,7 @@ void rs_rendezvous_timer(uint64_t now)
 	}
 	if (now < next_takeover)
 		goto out;
-	for (size_t i = 0; i < PORTS; i++) {
+	for (size_t i = 0; i < n; i++) {
 		struct listener *l = &listeners[i];
 
 		if (!l->users || l->fd >= 0)
@@ -509,7 +514,7 @@ bool rs_rendezvous_idle(void)
 	bool idle = true;
 
 	rs_lock(&lock);
-	for (size_t i = 0; i < PORTS; i++)
+	for (size_t i = 0; i < used_ports; i++)
 		idle &= !in_use(&listeners[i]);
 	rs_unlock(&lock);
 	return idle;

@@ -480,6 +480,8 @@ void rs_links_inherit(void)
 			rs_shm_inherit(l->shm.mine[s]);
 		for (uint32_t s = 0; s < l->shm.npeer; s++)
 			rs_shm_inherit(l->shm.peer[s]);
+		if (l->shm.remote)
+			rs_remote_inherit(l->shm.remote);
 	}
 }
 

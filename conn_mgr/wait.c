@@ -410,6 +410,8 @@ static int sleep_in_slot(struct rs_waiter *w, uint32_t *word, bool (*look)(struc
 	uint32_t flag = RS_SLEEP_FUTEX, val;
 	int r = 0, fds[2];
 
+	if (remote && rs_remote_interrupted(remote))
+		return -EINTR; /* a handler: what it waits for can come only when it has returned */
 	if (remote) {
 		w->leads = rs_remote_rest(remote, may_lead(w), fds);
 		w->rests = true;

@@ -16,7 +16,10 @@
 #define LEN_BITS 18
 #define LEN_MASK ((1u << LEN_BITS) - 1)
 #define BATCH 16
-#define AGAIN_MS 1 /* when somebody else is polling */
+#define AGAIN_MS 1 /* when somebody else is polling, or there is more than one turn takes */
+#define TURN 256u /* polls of BATCH in one go at most: the peer may send without end */
+#define POOL 64u /* messages that get their memory together */
+#define POOLS_MAX 1024u /* of one link: a peer has a few messages for each of its streams */
 
 _Static_assert(RS_REMOTE_CUT <= LEN_MASK, "a length fits the immediate data");
 _Static_assert(RS_REMOTE_STREAMS <= 1u << (32 - LEN_BITS), "and a stream number beside it");
@@ -24,6 +27,7 @@ _Static_assert(sizeof(struct rs_shm_slot) <= PAGE, "the words fit their page");
 
 struct rs_remote_msg {
 	struct rs_remote_msg *next;
+	bool late; /* has a mapping of its own */
 	size_t len;
 	uint8_t bytes[RS_MSG_MAX];
 };
@@ -39,8 +43,8 @@ struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 	r->ops = ops;
 	r->qp = qp;
 	r->link = link;
-	r->in_tail = &r->in;
-	r->out_tail = &r->out;
+	r->in.tail = &r->in.first;
+	r->out.tail = &r->out.first;
 	r->wake_fd = -1;
 	r->watch = watch;
 	r->armed = true; /* queue pairs begin so (rdma/qp.c) */
@@ -76,15 +80,118 @@ static int map(struct rs_remote *r, struct rs_rdma_mem *m, size_t len, bool remo
 	return e;
 }
 
-static void drop_messages(struct rs_remote_msg **list, struct rs_remote_msg ***tail)
-{
-	while (*list) {
-		struct rs_remote_msg *m = *list;
+/* ---- messages that wait ---- */
 
-		*list = m->next;
-		free(m);
+/* Not by malloc(), which a handler that polls, or sends, may have interrupted. NULL: no memory. */
+static struct rs_remote_msg *map_messages(size_t n)
+{
+	long p = rs_sys6(SYS_mmap, 0, (long)(n * sizeof(struct rs_remote_msg)),
+			 PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return (unsigned long)p > -4096UL ? NULL : (struct rs_remote_msg *)p;
+}
+
+static void unmap_messages(struct rs_remote_msg *m, size_t n)
+{
+	rs_sys2(SYS_munmap, m, n * sizeof(*m));
+}
+
+/* The first of a pool holds the list of pools together. */
+static bool more_messages(struct rs_remote *r)
+{
+	struct rs_remote_msg *m = r->npools < POOLS_MAX ? map_messages(POOL) : NULL;
+
+	if (!m)
+		return false;
+	m->next = r->pools;
+	r->pools = m;
+	r->npools++;
+	for (uint32_t i = 1; i < POOL; i++) {
+		m[i].next = r->idle;
+		r->idle = &m[i];
 	}
-	*tail = list;
+	return true;
+}
+
+static void fill(struct rs_remote_msg *m, const uint8_t *bytes, size_t len)
+{
+	m->next = NULL;
+	m->len = len;
+	memcpy(m->bytes, bytes, len);
+}
+
+/* Under the lock. False: no memory, or too many wait. */
+static bool queue(struct rs_remote *r, struct rs_remote_queue *q, const uint8_t *bytes, size_t len)
+{
+	struct rs_remote_msg *m;
+
+	if (len > RS_MSG_MAX || (!r->idle && !more_messages(r)))
+		return false;
+	m = r->idle;
+	r->idle = m->next;
+	fill(m, bytes, len);
+	*q->tail = m;
+	q->tail = &m->next;
+	return true;
+}
+
+static void unqueue(struct rs_remote *r, struct rs_remote_queue *q)
+{
+	struct rs_remote_msg *m = q->first;
+
+	q->first = m->next;
+	if (!q->first)
+		q->tail = &q->first;
+	if (m->late) {
+		unmap_messages(m, 1);
+	} else {
+		m->next = r->idle;
+		r->idle = m;
+	}
+}
+
+static void drop_messages(struct rs_remote *r, struct rs_remote_queue *q)
+{
+	while (q->first)
+		unqueue(r, q);
+}
+
+/* Sent by a handler that has interrupted its own thread under the lock: the control thread does it. */
+static int send_late(struct rs_remote *r, const uint8_t *bytes, size_t len)
+{
+	struct rs_remote_msg *m = len <= RS_MSG_MAX ? map_messages(1) : NULL;
+
+	if (!m)
+		return -ENOMEM;
+	fill(m, bytes, len);
+	m->late = true;
+	m->next = __atomic_load_n(&r->late, __ATOMIC_RELAXED);
+	while (!__atomic_compare_exchange_n(&r->late, &m->next, m, false, __ATOMIC_RELEASE,
+					    __ATOMIC_RELAXED))
+		;
+	__atomic_store_n(&r->room, true, __ATOMIC_SEQ_CST);
+	rs_bell_ring(1);
+	return 0;
+}
+
+/* Under the lock: what was sent late goes behind what waits, the newest last. */
+static void take_late(struct rs_remote *r)
+{
+	struct rs_remote_msg *m, *oldest = NULL;
+
+	if (!__atomic_load_n(&r->late, __ATOMIC_RELAXED))
+		return;
+	m = __atomic_exchange_n(&r->late, NULL, __ATOMIC_ACQUIRE);
+	while (m) {
+		struct rs_remote_msg *next = m->next;
+
+		m->next = oldest;
+		oldest = m;
+		m = next;
+	}
+	*r->out.tail = oldest;
+	while (*r->out.tail)
+		r->out.tail = &(*r->out.tail)->next;
 }
 
 void rs_remote_close(struct rs_remote *r)
@@ -96,8 +203,9 @@ void rs_remote_close(struct rs_remote *r)
 	qp = r->qp;
 	r->qp = NULL;
 	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
-	drop_messages(&r->in, &r->in_tail);
-	drop_messages(&r->out, &r->out_tail);
+	take_late(r);
+	drop_messages(r, &r->in);
+	drop_messages(r, &r->out);
 	if (qp) {
 		for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
 			if (r->chunk[i].in.mr)
@@ -121,6 +229,12 @@ void rs_remote_free(struct rs_remote *r)
 	for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
 		give_back(&r->chunk[i].in);
 		give_back(&r->chunk[i].out);
+	}
+	while (r->pools) {
+		struct rs_remote_msg *next = r->pools->next;
+
+		unmap_messages(r->pools, POOL);
+		r->pools = next;
 	}
 	rs_remote_forget(r);
 	free(r);
@@ -173,29 +287,15 @@ bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_
 
 /* ---- completions ---- */
 
-static struct rs_remote_msg *message(const uint8_t *bytes, size_t len)
-{
-	struct rs_remote_msg *m = len <= RS_MSG_MAX ? malloc(sizeof(*m)) : NULL;
-
-	if (!m)
-		return NULL;
-	m->next = NULL;
-	m->len = len;
-	memcpy(m->bytes, bytes, len);
-	return m;
-}
-
 static void flush_messages(struct rs_remote *r)
 {
-	while (r->out && r->qp) {
-		struct rs_remote_msg *m = r->out;
+	take_late(r);
+	while (r->out.first && r->qp) {
+		const struct rs_remote_msg *m = r->out.first;
 
 		if (r->ops->post_msg(r->qp, m->bytes, m->len) != 0)
 			break;
-		r->out = m->next;
-		if (!r->out)
-			r->out_tail = &r->out;
-		free(m);
+		unqueue(r, &r->out);
 	}
 }
 
@@ -228,22 +328,17 @@ static void landed(struct rs_remote *r, uint32_t imm)
 static void done(void *arg, const struct rs_rdma_done *d)
 {
 	struct rs_remote *r = arg;
-	struct rs_remote_msg *m;
 
 	switch (d->kind) {
 	case RS_RDMA_DATA:
 		landed(r, d->imm);
 		break;
 	case RS_RDMA_MSG:
-		m = message(d->bytes, d->len);
-		if (!m) {
-			broken(r); /* a lost message could stop a stream for ever: leave all */
-			break;
-		}
 		rs_lock(&r->lock);
-		*r->in_tail = m;
-		r->in_tail = &m->next;
-		__atomic_store_n(&r->any_in, true, __ATOMIC_RELAXED);
+		if (queue(r, &r->in, d->bytes, d->len))
+			__atomic_store_n(&r->any_in, true, __ATOMIC_RELAXED);
+		else
+			broken(r); /* a lost message could stop a stream for ever: leave all */
 		rs_unlock(&r->lock);
 		rs_bell_ring(1);
 		break;
@@ -280,13 +375,20 @@ static uint32_t unlock(struct rs_remote *r)
 	return woken;
 }
 
+/* All that is there, within reason: `more` says that it was not. */
 static bool poll_all(struct rs_remote *r)
 {
-	bool any = false;
+	uint32_t n = 0;
 
-	while (r->qp && r->ops->poll(r->qp, BATCH, done, r) > 0)
-		any = true;
-	return any;
+	while (n < TURN && r->qp && r->ops->poll(r->qp, BATCH, done, r) > 0)
+		n++;
+	r->more = n == TURN;
+	return n != 0;
+}
+
+bool rs_remote_interrupted(struct rs_remote *r)
+{
+	return rs_lock_mine(&r->lock) || rs_lock_mine(&r->cq_lock);
 }
 
 bool rs_remote_progress(struct rs_remote *r)
@@ -314,11 +416,23 @@ static void arm(struct rs_remote *r)
 	poll_all(r); /* what came before does not count */
 }
 
+/* Has the control thread look, which sees to it that whoever sleeps is woken. */
+static void come_soon(struct rs_remote *r)
+{
+	__atomic_store_n(&r->missed, true, __ATOMIC_RELAXED);
+	__atomic_store_n(&r->lease, rs_now_ms() + AGAIN_MS, __ATOMIC_SEQ_CST);
+	rs_bell_ring(1);
+}
+
 static void guard(struct rs_remote *r)
 {
 	arm(r);
 	if (!r->qp || rs_remote_broken(r))
 		return;
+	if (r->more) { /* what is left would not wake anybody */
+		come_soon(r);
+		return;
+	}
 	if (!r->watched)
 		r->watch(r, true);
 	r->watched = true;
@@ -354,6 +468,10 @@ void rs_remote_unspin(struct rs_remote *r)
 
 void rs_remote_arm(struct rs_remote *r)
 {
+	if (rs_remote_interrupted(r)) {
+		come_soon(r);
+		return;
+	}
 	rs_lock(&r->cq_lock);
 	guard(r);
 	unlock(r);
@@ -429,6 +547,21 @@ void rs_remote_wake_leader(struct rs_remote *r)
 	rs_eventfd_ring(r->wake_fd);
 }
 
+void rs_remote_inherit(struct rs_remote *r)
+{
+	for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
+		const struct rs_remote_chunk *k = &r->chunk[i];
+
+		if (k->in.addr)
+			rs_sys3(SYS_madvise, k->in.addr, k->in.len, MADV_DOFORK);
+		if (k->out.addr)
+			rs_sys3(SYS_madvise, k->out.addr, k->out.len, MADV_DOFORK);
+	}
+	/* The queue pair ends with this process; its copy must not touch it. */
+	r->qp = NULL;
+	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
+}
+
 void rs_remote_forget(struct rs_remote *r)
 {
 	if (r->wake_fd >= 0)
@@ -442,11 +575,11 @@ uint64_t rs_remote_event(struct rs_remote *r)
 	uint32_t woken;
 
 	if (!rs_trylock(&r->cq_lock)) {
-		r->missed = true;
+		__atomic_store_n(&r->missed, true, __ATOMIC_RELAXED);
 		__atomic_store_n(&r->lease, now + AGAIN_MS, __ATOMIC_RELAXED);
 		return now + AGAIN_MS;
 	}
-	r->missed = false;
+	__atomic_store_n(&r->missed, false, __ATOMIC_RELAXED);
 	if (r->qp) {
 		r->ops->disarm(r->qp);
 		__atomic_store_n(&r->lease, now + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
@@ -464,7 +597,7 @@ uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
 	uint64_t lease = __atomic_load_n(&r->lease, __ATOMIC_RELAXED);
 	bool found;
 
-	if (r->missed && now >= lease)
+	if (__atomic_load_n(&r->missed, __ATOMIC_RELAXED) && now >= lease)
 		return rs_remote_event(r);
 	if (!lease || now < lease)
 		return lease;
@@ -495,20 +628,16 @@ int rs_remote_send(struct rs_remote *r, const uint8_t *bytes, size_t len)
 {
 	int e = -EAGAIN;
 
+	if (rs_lock_mine(&r->lock))
+		return send_late(r, bytes, len);
 	rs_lock(&r->lock);
+	flush_messages(r);
 	if (!r->qp || rs_remote_broken(r))
 		e = -EPIPE;
-	else if (!r->out)
+	else if (!r->out.first)
 		e = r->ops->post_msg(r->qp, bytes, len);
-	if (e == -EAGAIN) {
-		struct rs_remote_msg *m = message(bytes, len);
-
-		e = m ? 0 : -ENOMEM;
-		if (m) {
-			*r->out_tail = m;
-			r->out_tail = &m->next;
-		}
-	}
+	if (e == -EAGAIN)
+		e = queue(r, &r->out, bytes, len) ? 0 : -ENOMEM;
 	if (e == -EPIPE && r->qp)
 		broken(r);
 	rs_unlock(&r->lock);
@@ -517,26 +646,21 @@ int rs_remote_send(struct rs_remote *r, const uint8_t *bytes, size_t len)
 
 bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len)
 {
-	struct rs_remote_msg *m;
+	const struct rs_remote_msg *m;
 
 	if (!__atomic_load_n(&r->any_in, __ATOMIC_RELAXED))
 		return false;
 	rs_lock(&r->lock);
-	m = r->in;
+	m = r->in.first;
 	if (m) {
-		r->in = m->next;
-		if (!r->in) {
-			r->in_tail = &r->in;
-			__atomic_store_n(&r->any_in, false, __ATOMIC_RELAXED);
-		}
+		memcpy(bytes, m->bytes, m->len);
+		*len = m->len;
+		unqueue(r, &r->in);
 	}
+	if (!r->in.first)
+		__atomic_store_n(&r->any_in, false, __ATOMIC_RELAXED);
 	rs_unlock(&r->lock);
-	if (!m)
-		return false;
-	memcpy(bytes, m->bytes, m->len);
-	*len = m->len;
-	free(m);
-	return true;
+	return m != NULL;
 }
 
 /* ---- data ---- */
@@ -565,6 +689,7 @@ void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), 
 		return;
 	rs_lock(&r->lock);
 	__atomic_store_n(&r->room, false, __ATOMIC_RELAXED);
+	flush_messages(r);
 	for (uint32_t i = 0; i < sizeof(stalled); i++)
 		stalled[i] = __atomic_exchange_n(&r->stalled[i], 0, __ATOMIC_SEQ_CST);
 	rs_unlock(&r->lock);

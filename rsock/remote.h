@@ -74,6 +74,11 @@ struct rs_remote_chunk {
 
 struct rs_remote_msg;
 
+/* Messages in the order in which they came. */
+struct rs_remote_queue {
+	struct rs_remote_msg *first, **tail;
+};
+
 struct rs_remote {
 	/*
 	 * Who posts does not wait for who polls: each has a lock, and may take `lock` under `cq_lock`.
@@ -94,15 +99,19 @@ struct rs_remote {
 	int wake_fd; /* an eventfd that wakes the leader; -1: none yet */
 	void (*watch)(struct rs_remote *r,
 		      bool on); /* starts or stops the control thread's watching */
-	bool missed; /* an event of the channel that the control thread could not look at */
+	bool missed; /* the control thread has to look, and could not or has not yet */
 	uint32_t polled, polled_then; /* polls that found something; as of the last timer */
 	uint64_t lease; /* ms: when the control thread comes by itself; 0: guarded */
 	struct rs_remote_chunk chunk[RS_REMOTE_STREAMS / RS_REMOTE_CHUNK];
 	uint8_t stalled[RS_REMOTE_STREAMS / 8]; /* streams that found the send queue full */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
 	uint32_t wakes;
+	bool more; /* a poll has left something */
 	bool any_in;
-	struct rs_remote_msg *in, **in_tail, *out, **out_tail;
+	struct rs_remote_queue in, out;
+	struct rs_remote_msg *late; /* stack of what handlers have sent in the middle of a post */
+	struct rs_remote_msg *idle, *pools; /* memory for messages; it goes when the link does */
+	uint32_t npools;
 };
 
 /*
@@ -129,6 +138,8 @@ bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len);
 /* Calls `each` for the streams that found the send queue full, once it is not any more. */
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg);
 
+/* This thread is a signal handler that has interrupted its own poll or post: nobody can poll now. */
+bool rs_remote_interrupted(struct rs_remote *r);
 /* Polls. True: something happened, or another thread is at it. Any thread, under any lock. */
 bool rs_remote_progress(struct rs_remote *r);
 /* This thread polls / does not any more. */
@@ -143,6 +154,8 @@ bool rs_remote_rest(struct rs_remote *r, bool may, int fds[2]);
 void rs_remote_awake(struct rs_remote *r);
 void rs_remote_led(struct rs_remote *r, bool event, bool rung);
 void rs_remote_wake_leader(struct rs_remote *r);
+/* At exit: a copy of the process will read the rings; nothing goes on the queue pair any more. */
+void rs_remote_inherit(struct rs_remote *r);
 /* In a forked child: closes what it has inherited. */
 void rs_remote_forget(struct rs_remote *r);
 /* For who sleeps on a bell instead (its `asleep` says so). */

@@ -18,6 +18,12 @@ def rping(client, server, address, count=5):
     serving.good(10)
 
 
+def rows(host):
+    """What `rsock stat` says of the connections of a host."""
+    said = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
+    return [row for row in said if row["peer"]]
+
+
 class Echo:
     """One TCP connection between two hosts whose bytes are checked."""
 

@@ -7,6 +7,7 @@ import re
 import time
 
 from lab import check, needs
+from programs import rows
 
 RSOCK = ["rsock", "run"]
 ECHO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../examples/asyncio_echo.py")
@@ -28,11 +29,6 @@ http {
     server { listen 8080; listen [::]:8080; root /tmp/www; }
 }
 """
-
-
-def rows(host):
-    said = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
-    return [row for row in said if row["peer"]]
 
 
 def paths_while(process, host, seconds=60):
@@ -78,18 +74,45 @@ def case_nginx_with_workers_and_curl_and_wrk(lab):
     server.end()
 
 
-@needs(timeout=90)
-def case_redis_over_IPv6(lab):
+def redis(lab, address, tests, clients):
+    """`tests`: what redis-benchmark is to run."""
     a, b = lab.hosts
-    server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", b.ip6, "--save", "",
+    server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", address, "--save", "",
                       "--protected-mode", "no"])
     server.wait_listening(6379)
-    load = a.spawn([*RSOCK, "redis-benchmark", "-h", b.ip6, "-n", "6000", "-c", "10", "-d", "500",
-                    "-t", "set,get", "-q"])
+    load = a.spawn([*RSOCK, "redis-benchmark", "-h", address, "-n", "6000", "-c", clients, "-d",
+                    "500", "-t", ",".join(tests), "-q"])
     paths = paths_while(load, b)
-    check("GET" in load.good(60), load.story())
+    said = load.good(60)
+    for test in tests:
+        check(re.search(r"\b%s\b.*requests per second" % test.upper(), said), load.story())
     check("rdma" in paths, "paths: %s" % paths)
     server.end()
+
+
+@needs(timeout=90, also="siw")
+def case_redis(lab):
+    redis(lab, lab.hosts[1].ip, ("set", "get", "lpush", "lrange_100"), 20)
+
+
+@needs(timeout=90)
+def case_redis_over_IPv6(lab):
+    redis(lab, lab.hosts[1].ip6, ("set", "get"), 10)
+
+
+@needs(timeout=90, also="siw")
+def case_iperf3(lab):
+    a, b = lab.hosts
+    for more in ([], ["-R"], ["-P", "4"]):
+        server = b.spawn([*RSOCK, "iperf3", "-s", "-1", "-B", b.ip])
+        server.wait_listening(5201)
+        client = a.spawn([*RSOCK, "iperf3", "-c", b.ip, "-t", "2", "-J", *more])
+        paths = paths_while(client, a)
+        said = json.loads(client.good(20))
+        check("error" not in said, "%s" % said.get("error"))
+        check(said["end"]["sum_received"]["bytes"] > 1 << 20, "%s" % said["end"])
+        check("rdma" in paths, "paths: %s" % paths)
+        server.good(10)
 
 
 @needs(timeout=90, also="siw")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """How connections over RDMA end, by will or by force, and who stays on TCP for which reason."""
 import json
-import re
 import time
 
 from lab import check, needs
+from programs import rows
 
 RSOCK = ["rsock", "run"]
 PORT = 7200
@@ -133,11 +133,6 @@ def last(process, timeout=20):
     lines = process.text().splitlines()
     check(process.status == 0, process.story())
     return json.loads(lines[-1])
-
-
-def rows(host):
-    said = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
-    return [row for row in said if row["peer"]]
 
 
 def case_close_with_unread_data_resets(lab):
@@ -269,40 +264,3 @@ def case_as_much_may_be_locked_as_by_default(lab):
     prefix = user("prlimit", "--memlock=8388608:8388608", *RSOCK)
     for end in pair(lab, "hold", "hold", prefix=prefix):
         end.kill()
-
-
-@needs(timeout=60, also="siw")
-def case_redis(lab):
-    a, b = lab.hosts
-    server = b.spawn([*RSOCK, "redis-server", "--port", "6379", "--bind", b.ip, "--save", "",
-                      "--protected-mode", "no"])
-    server.wait_listening(6379)
-    bench = a.spawn([*RSOCK, "redis-benchmark", "-h", b.ip, "-n", "6000", "-c", "20", "-d", "500",
-                     "-t", "set,get,lpush,lrange_100", "-q"])
-    paths = set()
-    while bench.running():
-        paths |= {row["path"] for row in rows(b)}
-        time.sleep(0.2)
-    bench.good(60)
-    check(re.search(r"LRANGE_100.*requests per second", bench.text()), bench.story())
-    check("rdma" in paths, "paths: %s" % paths)
-    server.end()
-
-
-@needs(timeout=90, also="siw")
-def case_iperf3(lab):
-    a, b = lab.hosts
-    for more in ([], ["-R"], ["-P", "4"]):
-        server = b.spawn([*RSOCK, "iperf3", "-s", "-1", "-B", b.ip])
-        server.wait_listening(5201)
-        client = a.spawn([*RSOCK, "iperf3", "-c", b.ip, "-t", "2", "-J", *more])
-        client.wait_line("", 10)
-        paths = set()
-        while client.running():
-            paths |= {row["path"] for row in rows(a)}
-            time.sleep(0.2)
-        said = json.loads(client.good(20))
-        check("error" not in said, "%s" % said.get("error"))
-        check(said["end"]["sum_received"]["bytes"] > 1 << 20, "%s" % said["end"])
-        check("rdma" in paths, "paths: %s" % paths)
-        server.good(10)

@@ -4,6 +4,7 @@ import json
 import time
 
 from lab import check, needs
+from programs import rows
 
 RSOCK = ["rsock", "run"]
 PORT = 7100
@@ -208,11 +209,6 @@ class Transfer:
 
 def on_rdma(row):
     return row["tx_path"] == row["rx_path"] == "rdma"
-
-
-def rows(host):
-    said = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
-    return [row for row in said if row["peer"]]
 
 
 def exchange(lab, both, here=None, there=None, timeout=50):

@@ -48,7 +48,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "rsock/stats.h"
+#include "tests/apps/libown.h"
 
 #define MAX_CHUNK 65536
 #define LEAD (128L << 10) /* how far a blocking end sends ahead of what it received */
@@ -208,52 +208,15 @@ static void look_at_path(struct conn *c)
 	}
 }
 
-/* our own row in the statistics of rsock */
 static void add_fast_bytes(int fd)
 {
-	static struct rs_stats_head *head;
-	static bool looked;
-	const char *rows;
+	const struct rs_stats_row *r;
 
 	pthread_mutex_lock(&total_lock);
-	if (!looked) {
-		looked = true;
-		for (int i = 0; i < 65536 && !head; i++) {
-			char path[64], link[64];
-			ssize_t n;
-			int f;
-			void *m;
-
-			snprintf(path, sizeof(path), "/proc/self/fd/%d", i);
-			n = readlink(path, link, sizeof(link) - 1);
-			if (n < 0)
-				continue;
-			link[n] = 0;
-			if (strncmp(link, "/memfd:" RS_STATS_MEMFD,
-				    sizeof("/memfd:" RS_STATS_MEMFD) - 1))
-				continue;
-			f = open(path, O_RDONLY);
-			m = mmap(NULL, 4096, PROT_READ, MAP_SHARED, f, 0);
-			if (m != MAP_FAILED) {
-				struct rs_stats_head *h = m;
-				size_t len = sizeof(*h) + (size_t)h->rows * h->row_size;
-
-				m = mmap(NULL, len, PROT_READ, MAP_SHARED, f, 0);
-				if (m != MAP_FAILED)
-					head = m;
-			}
-			close(f);
-		}
-	}
-	rows = head ? (const char *)(head + 1) : NULL;
-	for (uint32_t i = 0; rows && i < head->rows; i++) {
-		const struct rs_stats_row *r = (const void *)(rows + (size_t)i * head->row_size);
-
-		if (r->used == 1 && r->fd == fd) {
-			total.tx_fast += (long)r->tx_fast_bytes;
-			total.rx_fast += (long)r->rx_fast_bytes;
-			break;
-		}
+	r = own_row(fd);
+	if (r) {
+		total.tx_fast += (long)r->tx_fast_bytes;
+		total.rx_fast += (long)r->rx_fast_bytes;
 	}
 	pthread_mutex_unlock(&total_lock);
 }

@@ -92,15 +92,35 @@ class Arrangement(NamedTuple):
     why_server: list
     asked: bool  # the client has tried RDMA
     device: object = "rxe"  # see lab.needs
-    before: Callable = None  # what to do to the hosts
+    before: Callable = None  # what to do to the hosts, and ...
+    after: Callable = None  # ... to undo
 
 
-# Of a server that nobody asks over RDMA: it cannot know why.
+def no_permission(lab):
+    lab.hosts[1].run("chmod 600 /dev/infiniband/*", check=True)
+
+
+def permission(lab):
+    lab.hosts[1].run("chmod 666 /dev/infiniband/*", check=True)
+
+
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+# Of a server that nobody asks over RDMA: it cannot know why. (Of its own lack of a device, or of a
+# permission, it could say more, and does not.)
 NOT_ASKED = ["peer-plain", "no-route"]
 
 ARRANGEMENTS = {
     "RDMA_blocked_from_the_first_connection_on": Arrangement(
         RSOCK, RSOCK, ["no-route"], NOT_ASKED, True, before=lambda lab: lab.hosts[0].block_roce()),
+    "only_the_client_under_rsock": Arrangement(RSOCK, [], ["peer-plain"], [], True),
+    "only_the_server_under_rsock": Arrangement([], RSOCK, [], ["peer-plain"], False),
+    "a_client_without_a_device": Arrangement(
+        RSOCK, RSOCK, ["no-device"], NOT_ASKED, False, device=[None, "rxe"]),
+    "a_server_without_a_device": Arrangement(
+        RSOCK, RSOCK, NOT_ASKED, ["no-device", *NOT_ASKED], True, device=["rxe", None]),
+    "a_server_without_an_RDMA_listener": Arrangement(
+        RSOCK, [*NOBODY, *RSOCK], ["peer-plain"], ["no-permission", *NOT_ASKED], True,
+        before=no_permission, after=permission),
 }
 
 
@@ -110,10 +130,14 @@ def make_case(how):
         a = lab.hosts[0]
         if how.before:
             how.before(lab)
-        before = a.counters() if how.asked else None
-        as_fast_as_plain(lab, (how.client, how.server), (how.why_client, how.why_server))
-        if before:
-            check(a.counters()["sent_pkts"] > before["sent_pkts"], "RDMA was not tried")
+        try:
+            before = a.counters() if how.asked else None
+            as_fast_as_plain(lab, (how.client, how.server), (how.why_client, how.why_server))
+            if before:
+                check(a.counters()["sent_pkts"] > before["sent_pkts"], "RDMA was not tried")
+        finally:
+            if how.after:
+                how.after(lab)
 
     return case
 

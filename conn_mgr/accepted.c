@@ -14,11 +14,20 @@
 #include "rsock/sys.h"
 
 #define REMOTE_WINDOW 5 /* times as long */
+#define FRESH_MS 500 /* who has not forked by then keeps what it has accepted */
 #define BUCKETS 4096u
 
 static struct rs_lock hash_lock;
 static struct rs_conn *accepted[BUCKETS]; /* by the client's address */
-static struct rs_conn *oldest, *newest; /* those that nobody has claimed yet, as they came */
+
+/* As they came, each with a reference. */
+struct rs_accepted_queue {
+	struct rs_conn *oldest, *newest;
+};
+
+static struct rs_accepted_queue fresh; /* not used yet */
+static struct rs_accepted_queue listed; /* used, and not claimed yet */
+static bool forks; /* this process accepts for its children */
 
 static uint32_t bucket(const uint8_t ip[16], uint16_t port)
 {
@@ -29,17 +38,57 @@ static uint32_t bucket(const uint8_t ip[16], uint16_t port)
 	return (h ^ h >> 15) % BUCKETS;
 }
 
+static bool same_host(const struct rs_conn *c)
+{
+	static const uint8_t one[16] = { [15] = 1 };
+	const uint8_t *ip = c->tuple.client_ip;
+
+	return (c->tuple.family == 4 ? ip[0] == 127 : memcmp(ip, one, 16) == 0) ||
+	       memcmp(ip, c->tuple.server_ip, 16) == 0; /* all 0 while it is not known */
+}
+
 /*
  * Who claims from another host may have to wait until all workers have loaded the RDMA libraries, and
  * is then sent from one to the other. On a busy host to load them alone takes seconds.
  */
 static uint64_t window(const struct rs_conn *c)
 {
-	static const uint8_t one[16] = { [15] = 1 };
-	const uint8_t *ip = c->tuple.client_ip;
-	bool local = c->tuple.family == 4 ? ip[0] == 127 : memcmp(ip, one, 16) == 0;
+	return (uint64_t)rs_config.window_ms *
+	       (same_host(c) || !rs_rdma_likely() ? 1 : REMOTE_WINDOW);
+}
 
-	return (uint64_t)rs_config.window_ms * (local || !rs_rdma_likely() ? 1 : REMOTE_WINDOW);
+/* Under hash_lock. */
+static void queue(struct rs_accepted_queue *q, struct rs_conn *c, uint64_t expires)
+{
+	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+	c->expires = expires;
+	c->prev = q->newest;
+	c->next = NULL;
+	if (q->newest)
+		q->newest->next = c;
+	else
+		q->oldest = c;
+	q->newest = c;
+	c->queue = q;
+}
+
+/* Under hash_lock. True: it was in a queue, whose reference is the caller's now. */
+static bool unqueue(struct rs_conn *c)
+{
+	struct rs_accepted_queue *q = c->queue;
+
+	if (!q)
+		return false;
+	if (c->prev)
+		c->prev->next = c->next;
+	else
+		q->oldest = c->next;
+	if (c->next)
+		c->next->prev = c->prev;
+	else
+		q->newest = c->prev;
+	c->queue = NULL;
+	return true;
 }
 
 void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
@@ -50,15 +99,18 @@ void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *pe
 		return;
 	c->directory = rs_rendezvous_accepted(port);
 	__atomic_store_n(&c->fresh, true, __ATOMIC_RELEASE);
+	rs_lock(&hash_lock);
+	queue(&fresh, c, rs_now_ms() + FRESH_MS);
+	rs_unlock(&hash_lock);
+	rs_control_due(c->expires);
 }
 
 /* From here on it can be claimed. */
 static void list(struct rs_conn *c)
 {
 	uint32_t b = bucket(c->tuple.client_ip, c->tuple.client_port);
-	bool holder = true;
+	bool holder = true, queued;
 
-	__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
 	c->directory = rs_rendezvous_used(c->tuple.server_port, c->directory, window(c), &holder);
 	if (c->directory && !holder) {
 		c->in_directory = true;
@@ -66,19 +118,14 @@ static void list(struct rs_conn *c)
 				 c->tuple.client_port, rs_process_name());
 	}
 	rs_lock(&hash_lock);
-	c->expires = rs_now_ms() + window(c);
+	queued = unqueue(c);
+	queue(&listed, c, rs_now_ms() + window(c));
 	c->hash_next = accepted[b];
 	accepted[b] = c;
 	c->hashed = true;
-	c->prev = newest;
-	c->next = NULL;
-	if (newest)
-		newest->next = c;
-	else
-		oldest = c;
-	newest = c;
-	c->queued = true;
 	rs_unlock(&hash_lock);
+	if (queued)
+		rs_conn_put(c);
 	rs_control_due(c->expires);
 }
 
@@ -103,7 +150,7 @@ void rs_accepted_take(struct rs_conn *c)
 		return;
 	rs_lock(&c->lock);
 	ours = c->fresh && !c->plain && !c->closed && alone(c);
-	late = c->fresh && c->expires && rs_now_ms() >= c->expires;
+	late = c->fresh && c->holders && rs_now_ms() >= c->shared_until;
 	rs_unlock(&c->lock);
 	if (late)
 		rs_conn_give_up(c, RS_REASON_FORKED);
@@ -130,7 +177,8 @@ bool rs_accepted_share(struct rs_conn *c, uint32_t fork)
 		h = rs_holders_add(c->holders);
 		shared = h != NULL;
 		if (!c->holders)
-			c->expires = rs_now_ms() + window(c);
+			c->shared_until = rs_now_ms() + window(c);
+		__atomic_store_n(&forks, true, __ATOMIC_RELAXED);
 		if (h) {
 			c->holders = h;
 			c->shared = fork;
@@ -145,23 +193,6 @@ void rs_accepted_unshare(struct rs_conn *c)
 	if (c->holders)
 		rs_holders_drop(c->holders);
 	c->holders = NULL;
-}
-
-/* Under hash_lock. False: it was not in the queue. */
-static bool unqueue(struct rs_conn *c)
-{
-	if (!c->queued)
-		return false;
-	if (c->prev)
-		c->prev->next = c->next;
-	else
-		oldest = c->next;
-	if (c->next)
-		c->next->prev = c->prev;
-	else
-		newest = c->prev;
-	c->queued = false;
-	return true;
 }
 
 void rs_accepted_adopt(struct rs_conn *c)
@@ -179,24 +210,64 @@ void rs_accepted_adopt(struct rs_conn *c)
 		rs_conn_put(c);
 }
 
+/* Nobody has claimed it. If nobody on another host could, that is the reason. */
+static enum rs_reason why(struct rs_conn *c)
+{
+	bool local;
+
+	rs_lock(&c->lock);
+	rs_tuple_learn(c);
+	local = same_host(c);
+	rs_unlock(&c->lock);
+	return local || rs_rdma_likely() ? rs_links_why_none() : rs_rdma_why_not();
+}
+
+/* It is no longer waited for who uses it. */
+static void forget_fresh(struct rs_conn *c)
+{
+	bool queued;
+
+	rs_lock(&hash_lock);
+	queued = c->queue == &fresh && unqueue(c);
+	rs_unlock(&hash_lock);
+	if (queued)
+		rs_conn_put(c);
+}
+
+/* The oldest, with a reference, if it is due; else NULL, and when (ms) it is, in *due, if earlier. */
+static struct rs_conn *expired(const struct rs_accepted_queue *q, uint64_t now, uint64_t *due)
+{
+	struct rs_conn *c;
+
+	rs_lock(&hash_lock);
+	c = q->oldest;
+	if (c && c->expires > now) {
+		*due = c->expires < *due ? c->expires : *due;
+		c = NULL;
+	}
+	if (c)
+		__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
+	rs_unlock(&hash_lock);
+	return c;
+}
+
 uint64_t rs_accepted_expire(uint64_t now)
 {
-	for (;;) {
-		struct rs_conn *c;
-		uint64_t due;
+	uint64_t due = UINT64_MAX;
+	struct rs_conn *c;
 
-		rs_lock(&hash_lock);
-		c = oldest;
-		due = c ? c->expires : UINT64_MAX;
-		if (due <= now)
-			__atomic_fetch_add(&c->refs, 1, __ATOMIC_RELAXED);
-		rs_unlock(&hash_lock);
-		if (due > now)
-			return due;
-		rs_conn_give_up(c, rs_links_why_none());
+	while ((c = expired(&fresh, now, &due))) {
+		if (!__atomic_load_n(&forks, __ATOMIC_RELAXED))
+			rs_accepted_take(c);
+		forget_fresh(c);
+		rs_conn_put(c);
+	}
+	while ((c = expired(&listed, now, &due))) {
+		rs_conn_give_up(c, why(c));
 		rs_accepted_drop(c);
 		rs_conn_put(c);
 	}
+	return due;
 }
 
 void rs_accepted_drop(struct rs_conn *c)
@@ -205,11 +276,13 @@ void rs_accepted_drop(struct rs_conn *c)
 	bool queued;
 
 	rs_lock(&hash_lock);
+	queued = unqueue(c);
 	if (!c->hashed) {
 		rs_unlock(&hash_lock);
+		if (queued)
+			rs_conn_put(c);
 		return;
 	}
-	queued = unqueue(c);
 	for (p = &accepted[bucket(c->tuple.client_ip, c->tuple.client_port)]; *p;
 	     p = &(*p)->hash_next)
 		if (*p == c) {
@@ -271,7 +344,8 @@ bool rs_accepted_has(const struct rs_tuple *t)
 void rs_accepted_forget(void)
 {
 	memset(accepted, 0, sizeof(accepted));
-	oldest = NULL;
-	newest = NULL;
+	fresh = (struct rs_accepted_queue){ 0 };
+	listed = fresh;
+	forks = false;
 	hash_lock.word = 0;
 }

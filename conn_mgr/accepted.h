@@ -2,7 +2,8 @@
 /*
  * accepted.h - connections that this process has accepted, by 4-tuple
  *
- * An accepted connection belongs to the process that uses it first: a server may fork in between. From
+ * An accepted connection belongs to the process that uses it first, for a server may fork in between; if
+ * none does, for half a second, to the one that accepted it, unless that forks for its connections. From
  * then on it can be claimed. For some time, its window, it waits for the other end to do that; then it
  * is plain. Thread-safe.
  */

@@ -125,6 +125,7 @@ struct rs_conn {
 	bool in_directory;
 	uint32_t *holders; /* while it is fresh: processes that have it; NULL: this one */
 	uint32_t shared; /* number of the last fork that shared it */
+	uint64_t shared_until; /* ms: plain unless one process is alone with it by then */
 	uint64_t claim_at; /* ms */
 	uint64_t window_end; /* ms: plain for good unless claimed by then; 0: none */
 	uint64_t link_dead_at; /* ms: when a lost link counts as dead */
@@ -132,9 +133,9 @@ struct rs_conn {
 	uint32_t retries;
 	uint8_t secret[RS_HASH_LEN], peer_commit[RS_HASH_LEN];
 	bool listed, watched_tcp;
-	struct rs_conn *next, *prev; /* control thread's list, or, while `queued`, claim.c's */
-	bool queued; /* and until then, */
-	uint64_t expires; /* ms: when it is plain */
+	struct rs_conn *next, *prev; /* control thread's list, or, while it is in one, that of: */
+	struct rs_accepted_queue *queue; /* accepted.c's, until */
+	uint64_t expires; /* ms */
 	bool adopted; /* the control thread has it, or had */
 	struct rs_conn *hash_next; /* accepted connections by peer address */
 	bool hashed;

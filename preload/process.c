@@ -110,6 +110,9 @@ static void disown(int fd, uintptr_t word, void *arg)
 	c->sleepers = 0;
 	c->bells = 0;
 	c->hashed = false;
+	if (c->queue)
+		c->refs--; /* the queue's, which is not the child's */
+	c->queue = NULL;
 	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */

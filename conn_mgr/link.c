@@ -443,6 +443,8 @@ void rs_links_timer(uint64_t now)
 		if (l->dead && !rs_link_used(l)) {
 			uint64_t died = rs_link_died(l);
 
+			if (died && l->shm.remote)
+				rs_remote_empty(l->shm.remote);
 			if (died && now >= died + RECLAIM_MS)
 				reclaim(l);
 			else if (died)

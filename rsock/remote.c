@@ -54,6 +54,21 @@ struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 
 /* ---- memory ---- */
 
+/* Where stream `id` is: the number of its chunk, in which it is the `*at`-th of `*n`. */
+static uint32_t chunk_of(uint32_t id, uint32_t *at, uint32_t *n)
+{
+	uint32_t log = id ? 31 - (uint32_t)__builtin_clz(id) : 0;
+
+	if (id >= RS_REMOTE_CHUNK) {
+		*n = RS_REMOTE_CHUNK;
+		*at = id % RS_REMOTE_CHUNK;
+		return id / RS_REMOTE_CHUNK + 3;
+	}
+	*n = 1u << log;
+	*at = id ? id - *n : 0;
+	return id ? log + 1 : 0;
+}
+
 static void give_back(struct rs_rdma_mem *m)
 {
 	if (m->addr)
@@ -207,7 +222,7 @@ void rs_remote_close(struct rs_remote *r)
 	drop_messages(r, &r->in);
 	drop_messages(r, &r->out);
 	if (qp) {
-		for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
+		for (size_t i = 0; i < RS_REMOTE_CHUNKS; i++) {
 			if (r->chunk[i].in.mr)
 				r->ops->unmap(&r->chunk[i].in);
 			if (r->chunk[i].out.mr)
@@ -226,7 +241,7 @@ void rs_remote_close(struct rs_remote *r)
 
 void rs_remote_free(struct rs_remote *r)
 {
-	for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
+	for (size_t i = 0; i < RS_REMOTE_CHUNKS; i++) {
 		give_back(&r->chunk[i].in);
 		give_back(&r->chunk[i].out);
 	}
@@ -240,21 +255,35 @@ void rs_remote_free(struct rs_remote *r)
 	free(r);
 }
 
+void rs_remote_empty(struct rs_remote *r)
+{
+	for (size_t i = 0; i < RS_REMOTE_CHUNKS && !r->emptied; i++) {
+		const struct rs_remote_chunk *k = &r->chunk[i];
+
+		if (k->in.addr)
+			rs_sys3(SYS_madvise, k->in.addr, k->in.len, MADV_REMOVE);
+		if (k->out.addr)
+			rs_sys3(SYS_madvise, k->out.addr, k->out.len, MADV_REMOVE);
+	}
+	r->emptied = true;
+}
+
 int rs_remote_block(struct rs_remote *r, uint32_t id, struct rs_remote_block *b)
 {
-	struct rs_remote_chunk *c = &r->chunk[id / RS_REMOTE_CHUNK];
+	uint32_t at, n;
+	struct rs_remote_chunk *c = &r->chunk[chunk_of(id, &at, &n)];
 	int e;
 
 	if (!r->qp)
 		return -EPIPE;
 	if (!c->out.addr) {
-		e = c->in.addr ? 0 : map(r, &c->in, RS_REMOTE_CHUNK * BLOCK, true);
+		e = c->in.addr ? 0 : map(r, &c->in, n * BLOCK, true);
 		if (e == 0)
-			e = map(r, &c->out, RS_REMOTE_CHUNK * RS_REMOTE_RING, false);
+			e = map(r, &c->out, n * RS_REMOTE_RING, false);
 		if (e != 0)
 			return e;
 	}
-	b->addr = (uintptr_t)c->in.addr + id % RS_REMOTE_CHUNK * BLOCK;
+	b->addr = (uintptr_t)c->in.addr + at * BLOCK;
 	b->rkey = c->in.rkey;
 	return 0;
 }
@@ -262,8 +291,9 @@ int rs_remote_block(struct rs_remote *r, uint32_t id, struct rs_remote_block *b)
 bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_t peer_id,
 		    const struct rs_remote_block *peer)
 {
-	struct rs_remote_chunk *k = &r->chunk[id / RS_REMOTE_CHUNK];
-	uint8_t *block = (uint8_t *)k->in.addr + id % RS_REMOTE_CHUNK * BLOCK;
+	uint32_t at, n;
+	struct rs_remote_chunk *k = &r->chunk[chunk_of(id, &at, &n)];
+	uint8_t *block = (uint8_t *)k->in.addr + at * BLOCK;
 	struct rs_shm_link *l = r->link;
 
 	if (id / RS_SHM_SLOTS >= l->nmine || !k->out.addr || peer_id >= RS_REMOTE_STREAMS)
@@ -281,7 +311,7 @@ bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_
 	memset(c->peer, 0, sizeof(*c->peer));
 	c->mine_bells = l->mine[id / RS_SHM_SLOTS]->bells;
 	c->rx_ring[0] = block + PAGE;
-	c->tx_ring[0] = (uint8_t *)k->out.addr + id % RS_REMOTE_CHUNK * RS_REMOTE_RING;
+	c->tx_ring[0] = (uint8_t *)k->out.addr + at * RS_REMOTE_RING;
 	return true;
 }
 
@@ -549,7 +579,7 @@ void rs_remote_wake_leader(struct rs_remote *r)
 
 void rs_remote_inherit(struct rs_remote *r)
 {
-	for (size_t i = 0; i < RS_REMOTE_STREAMS / RS_REMOTE_CHUNK; i++) {
+	for (size_t i = 0; i < RS_REMOTE_CHUNKS; i++) {
 		const struct rs_remote_chunk *k = &r->chunk[i];
 
 		if (k->in.addr)

@@ -56,7 +56,12 @@
 #define RS_REMOTE_RING ((size_t)256 << 10)
 #define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
 #define RS_REMOTE_TELL (RS_REMOTE_RING / 2) /* bytes consumed that the sender is told of */
-#define RS_REMOTE_CHUNK 8u /* streams that get their memory together: 4 MiB locked */
+/*
+ * Streams get their memory, half a MiB locked for each, in chunks: of 1, 1, 2 and 4, for most links have
+ * few streams, then of 8.
+ */
+#define RS_REMOTE_CHUNK 8u
+#define RS_REMOTE_CHUNKS (RS_REMOTE_STREAMS / RS_REMOTE_CHUNK + 3)
 #define RS_REMOTE_WAKES 64u
 #define RS_REMOTE_LEASE_MS 8u
 #define RS_REMOTE_STREAMS (RS_SHM_SEGMENTS * RS_SHM_SLOTS)
@@ -102,7 +107,7 @@ struct rs_remote {
 	bool missed; /* the control thread has to look, and could not or has not yet */
 	uint32_t polled, polled_then; /* polls that found something; as of the last timer */
 	uint64_t lease; /* ms: when the control thread comes by itself; 0: guarded */
-	struct rs_remote_chunk chunk[RS_REMOTE_STREAMS / RS_REMOTE_CHUNK];
+	struct rs_remote_chunk chunk[RS_REMOTE_CHUNKS];
 	uint8_t stalled[RS_REMOTE_STREAMS / 8]; /* streams that found the send queue full */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
 	uint32_t wakes;
@@ -112,6 +117,7 @@ struct rs_remote {
 	struct rs_remote_msg *late; /* stack of what handlers have sent in the middle of a post */
 	struct rs_remote_msg *idle, *pools; /* memory for messages; it goes when the link does */
 	uint32_t npools;
+	bool emptied;
 };
 
 /*
@@ -122,8 +128,11 @@ struct rs_remote {
 struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 				struct rs_shm_link *link,
 				void (*watch)(struct rs_remote *r, bool on));
-/* Ends the queue pair. Rings stay readable until rs_remote_free(). */
+/* Ends the queue pair. Rings stay readable, */
 void rs_remote_close(struct rs_remote *r);
+/* until no stream is left: then their memory goes back to the system, and reads as zeros, */
+void rs_remote_empty(struct rs_remote *r);
+/* until nobody looks any more. */
 void rs_remote_free(struct rs_remote *r);
 /* Memory for stream `id`, registered if need be. 0; -ENOMEM (also: RLIMIT_MEMLOCK) ... */
 int rs_remote_block(struct rs_remote *r, uint32_t id, struct rs_remote_block *b);

@@ -77,7 +77,8 @@ bool rs_epoll_fd_added(struct rs_epoll *ep)
 	return true;
 }
 
-void rs_epoll_fd_closed(struct rs_epoll *ep, int fd, int other)
+void rs_epoll_fd_closed(struct rs_epoll *ep, int fd,
+			int (*other)(const struct rs_epoll *ep, int fd))
 {
 	rs_lock(&ep->lock);
 	if (--ep->nfds == 0) {
@@ -90,8 +91,8 @@ void rs_epoll_fd_closed(struct rs_epoll *ep, int fd, int other)
 			RS_SET(ep->epfd, own);
 			ep->own_fd = true;
 		}
-	} else if (RS_GET(ep->epfd) == fd && other >= 0) {
-		RS_SET(ep->epfd, other);
+	} else if (RS_GET(ep->epfd) == fd) {
+		RS_SET(ep->epfd, other(ep, fd));
 	}
 	rs_unlock(&ep->lock);
 	rs_epoll_put(ep);

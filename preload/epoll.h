@@ -26,8 +26,12 @@ struct rs_epoll *rs_epoll_of(int epfd);
 void rs_epoll_put(struct rs_epoll *ep);
 /* The program has one more descriptor of it; false: the set is gone. */
 bool rs_epoll_fd_added(struct rs_epoll *ep);
-/* And one less; `other`: one that remains, or -1. Who is inside meanwhile waits on. */
-void rs_epoll_fd_closed(struct rs_epoll *ep, int fd, int other);
+/*
+ * And one less. `other`: called under the set's lock for one that remains, or -1: then those that remain
+ * are being closed by other threads, which have still to come here. Who is inside meanwhile waits on.
+ */
+void rs_epoll_fd_closed(struct rs_epoll *ep, int fd,
+			int (*other)(const struct rs_epoll *ep, int fd));
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev);
 /* `timeout`: NULL for ever. Takes over the caller's reference. */
 int rs_epoll_wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,

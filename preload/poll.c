@@ -502,7 +502,7 @@ static int made(int epfd)
 		return epfd;
 	ep = rs_epoll_new(epfd);
 	if (ep && !rs_file_set(epfd, (uintptr_t)ep | RS_KIND_EPOLL))
-		rs_epoll_fd_closed(ep, epfd, -1);
+		rs_epoll_fd_closed(ep, epfd, NULL);
 	return epfd;
 }
 

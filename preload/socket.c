@@ -67,6 +67,11 @@ static int other_fd(const struct rs_conn *c, int fd)
 	return rs_files_other(fd, (uintptr_t)c | RS_KIND_CONN);
 }
 
+static int other_epfd(const struct rs_epoll *ep, int fd)
+{
+	return rs_files_other(fd, (uintptr_t)ep | RS_KIND_EPOLL);
+}
+
 /* The table entry of `fd` goes away; what precedes the kernel's close. */
 static void forget(int fd, uintptr_t word)
 {
@@ -79,7 +84,7 @@ static void forget(int fd, uintptr_t word)
 			rs_rendezvous_close((uint16_t)(word >> 3));
 		break;
 	case RS_KIND_EPOLL:
-		rs_epoll_fd_closed(rs_file_pointer(word), fd, rs_files_other(fd, word));
+		rs_epoll_fd_closed(rs_file_pointer(word), fd, other_epfd);
 		break;
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
@@ -204,7 +209,7 @@ static void copy_entry(int from, int to)
 		struct rs_epoll *ep = rs_file_pointer(word);
 
 		if (rs_epoll_fd_added(ep) && !rs_file_set(to, word))
-			rs_epoll_fd_closed(ep, to, from);
+			rs_epoll_fd_closed(ep, to, other_epfd);
 	} else {
 		rs_file_set(to, word);
 	}

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "rsock/rsock.h"
+#include "rsock/shm.h"
 #include "tests/stress/libstress.h"
 
 #define CONNS 6
@@ -511,6 +512,46 @@ static void crowd(void)
 
 /* ---- listeners ---- */
 
+/* A stream that is fast already, put into sets of which only the first ones have a bell. */
+static void late_sets(void)
+{
+	int epfd[RS_BELLS + 2], silent = 0;
+
+	for (size_t i = 0; i < RS_BELLS + 2; i++) {
+		epfd[i] = rsock_epoll_create1(EPOLL_CLOEXEC);
+		if (epfd[i] < 0)
+			stress_bail("epoll_create1: %s", strerror(errno));
+	}
+	for (size_t i = 0; i < RS_BELLS + 2; i++) {
+		struct epoll_event ev = { .events = EPOLLIN, .data.u32 = 7 };
+		int fds[2], n;
+
+		stress_pair(listener, port, fds);
+		if (!stress_wait_fast(fds[0], 2000) || !stress_wait_fast(fds[1], 2000))
+			stress_fail("not on the fast path");
+		if (rsock_epoll_ctl(epfd[i], EPOLL_CTL_ADD, fds[1], &ev) != 0)
+			stress_fail("epoll_ctl: %s", strerror(errno));
+		n = rsock_epoll_wait(epfd[i], &ev, 1, 50);
+		if (n != 0)
+			stress_fail("%d events before anything was sent", n);
+		if (rsock_send(fds[0], "x", 1, 0) != 1)
+			stress_fail("send: %s", strerror(errno));
+		n = rsock_epoll_wait(epfd[i], &ev, 1, 5000);
+		if (n != 1 || ev.events != EPOLLIN || ev.data.u32 != 7)
+			stress_fail("set %zu: %d events", i, n);
+		silent += !stress_wait_fast(fds[1], 0);
+		rsock_close(fds[0]);
+		rsock_close(fds[1]);
+	}
+	for (size_t i = 0; i < RS_BELLS + 2; i++)
+		rsock_close(epfd[i]);
+	if (!silent)
+		stress_fail("every set had a bell");
+	stress_note("%d of %u streams left the fast path", silent, RS_BELLS + 2);
+	stress_slots();
+	stress_point("more sets than bells");
+}
+
 static void *listen_and_go(void *arg)
 {
 	uint64_t end = stress_now() + stress_ms();
@@ -565,13 +606,14 @@ static void listeners(void)
 
 int main(void)
 {
-	stress_begin(6, 110);
+	stress_begin(7, 110);
 	listener = stress_listen(&port);
 	many_hands();
 	ping_pong();
 	batches();
 	nested();
 	crowd();
+	late_sets();
 	listeners();
 	rsock_close(listener);
 	return stress_end();

@@ -180,10 +180,14 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 
 		rs_conn_unwatch_tcp(c);
 		c->fd = left == RS_FDS_IN_USE ? own : other(c, fd);
-		if (watched && rs_control_watch_conn(c->fd, c) == 0)
+		/* Who found no other before has ended the watch. */
+		watched |= c->managed && !c->plain && !c->reset;
+		if (watched && c->fd >= 0 && rs_control_watch_conn(c->fd, c) == 0)
 			c->watched_tcp = true;
 		if (c->row)
 			c->row->fd = c->fd;
+		if (left == RS_FDS_IN_USE && !handler)
+			rs_conn_ring(c);
 	}
 	if (!handler)
 		rs_conn_unlock(c);

@@ -46,8 +46,10 @@ void rs_conn_flush_out(struct rs_conn *c)
 	struct rs_tx_out o;
 	long r;
 
-	if (c->fd < 0)
-		return; /* closed, or about to be by another thread */
+	if (c->fd < 0) { /* closed, or about to be by another thread */
+		c->blocked = true;
+		return;
+	}
 	for (;;) {
 		const void *p;
 		size_t len;

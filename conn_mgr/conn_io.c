@@ -126,6 +126,10 @@ again:
 			c->rst_told = true;
 			return r;
 		}
+		if (fd < 0) { /* just being closed; whoever comes last has one for us */
+			*how = RS_WAIT_NEWS;
+			return -EAGAIN;
+		}
 		flags = (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT;
 		if (n == 1) /* with recv's own rules for absurd lengths */
 			r = rs_sys6(SYS_recvfrom, fd, (long)iov[0].iov_base + (long)done,
@@ -310,7 +314,10 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	errno = saved;
 	if (r < 0 || !iov_bytes(iov, n))
 		return r;
-	e = r == 0 ? -rs_conn_take_error(c) : 0;
+	e = 0;
+	/* EPIPE is for who sends. */
+	if (r == 0 && __atomic_load_n(&c->err, __ATOMIC_RELAXED) != EPIPE)
+		e = -rs_conn_take_error(c);
 	if (e == 0)
 		e = check_owed(c, fd, r == 0);
 	return e < 0 ? e : r;

@@ -491,6 +491,61 @@ static void numbers(void)
 	stress_point("nobody reads from a number that was closed");
 }
 
+/* ---- all duplicates closed at once ---- */
+
+static void *waits(void *arg)
+{
+	char b;
+	ssize_t r = rsock_recv(*(int *)arg, &b, 1, 0);
+
+	if (r > 0 || (r < 0 && !reset_errno(errno)))
+		stress_fail("recv: %zd, %s", r, strerror(errno));
+	return NULL;
+}
+
+static pthread_barrier_t together;
+
+static void *closes(void *arg)
+{
+	pthread_barrier_wait(&together);
+	rsock_close(*(int *)arg);
+	return NULL;
+}
+
+/* Who waits meanwhile still hears of a reset, of which only TCP tells. */
+static void duplicates(void)
+{
+	const struct linger abort = { .l_onoff = 1, .l_linger = 0 };
+	uint64_t end = stress_now() + stress_ms();
+	uint32_t rounds = 0;
+
+	pthread_barrier_init(&together, NULL, 2);
+	do {
+		int fds[2], other, waiting;
+		pthread_t w, c[2];
+
+		stress_pair(listener, port, fds);
+		if (!stress_wait_fast(fds[0], 2000))
+			stress_fail("not on the fast path");
+		waiting = fds[1];
+		other = rsock_dup(fds[1]);
+		w = stress_thread(waits, &waiting);
+		usleep(1500);
+		c[0] = stress_thread(closes, &fds[1]);
+		c[1] = stress_thread(closes, &other);
+		pthread_join(c[0], NULL);
+		pthread_join(c[1], NULL);
+		setsockopt(fds[0], SOL_SOCKET, SO_LINGER, &abort, sizeof(abort));
+		rsock_close(fds[0]);
+		pthread_join(w, NULL);
+		rounds++;
+	} while (stress_now() < end && !stress_failed());
+	pthread_barrier_destroy(&together);
+	stress_note("%u rounds", rounds);
+	stress_slots();
+	stress_point("both duplicates closed at once");
+}
+
 /* ---- half closed before it enters ---- */
 
 /* Nothing that rsock writes to TCP may be read where the kernel has been told to read no more. */
@@ -537,7 +592,7 @@ int main(void)
 {
 	int fds[2];
 
-	stress_begin(7, 100);
+	stress_begin(8, 100);
 	listener = stress_listen(&port);
 	stress_pair(listener, port, fds);
 	stress_wait_fast(fds[0], 2000);
@@ -547,6 +602,7 @@ int main(void)
 	random_close("both send, one closes", true);
 	churn();
 	numbers();
+	duplicates();
 	early_shut();
 	aborts();
 	wakes();

@@ -579,6 +579,12 @@ void rs_remote_wake_leader(struct rs_remote *r)
 
 void rs_remote_inherit(struct rs_remote *r)
 {
+	bool locked = !rs_remote_interrupted(r);
+
+	if (locked) {
+		rs_lock(&r->cq_lock);
+		rs_lock(&r->lock);
+	}
 	for (size_t i = 0; i < RS_REMOTE_CHUNKS; i++) {
 		const struct rs_remote_chunk *k = &r->chunk[i];
 
@@ -590,6 +596,10 @@ void rs_remote_inherit(struct rs_remote *r)
 	/* The queue pair ends with this process; its copy must not touch it. */
 	r->qp = NULL;
 	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
+	if (locked) {
+		rs_unlock(&r->lock);
+		rs_unlock(&r->cq_lock);
+	}
 }
 
 void rs_remote_forget(struct rs_remote *r)

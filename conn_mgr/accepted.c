@@ -146,7 +146,8 @@ void rs_accepted_take(struct rs_conn *c)
 	bool late, ours;
 
 	/* A handler that interrupted us: the next call will do. */
-	if (rs_lock_mine(&c->lock) || rs_lock_mine(&hash_lock) || rs_rendezvous_locked())
+	if (rs_lock_mine(&c->lock) || rs_lock_mine(&hash_lock) || rs_rendezvous_locked() ||
+	    rs_rows_locked() || rs_control_locked())
 		return;
 	rs_lock(&c->lock);
 	ours = c->fresh && !c->plain && !c->closed && alone(c);
@@ -158,10 +159,12 @@ void rs_accepted_take(struct rs_conn *c)
 		return;
 	if (!c->row)
 		c->row = rs_row_new(c->fd, true);
-	if (rs_control_start() != 0)
+	if (rs_control_start() != 0) {
 		rs_conn_give_up(c, RS_REASON_NO_THREAD);
-	else
-		list(c);
+		return;
+	}
+	list(c);
+	rs_control_start(); /* it may have ended for want of work just before */
 }
 
 bool rs_accepted_share(struct rs_conn *c, uint32_t fork)
@@ -172,12 +175,12 @@ bool rs_accepted_share(struct rs_conn *c, uint32_t fork)
 	if (!__atomic_load_n(&c->fresh, __ATOMIC_RELAXED) || rs_lock_mine(&c->lock))
 		return false;
 	rs_lock(&c->lock);
-	shared = c->fresh && !c->plain && !c->closed;
+	/* A set that the child inherits would hear of what the kernel knows only. */
+	shared = c->fresh && !c->plain && !c->closed && !c->watches;
 	if (shared && c->shared != fork) {
 		h = rs_holders_add(c->holders);
 		shared = h != NULL;
-		if (!c->holders)
-			c->shared_until = rs_now_ms() + window(c);
+		c->shared_until = rs_now_ms() + window(c);
 		__atomic_store_n(&forks, true, __ATOMIC_RELAXED);
 		if (h) {
 			c->holders = h;
@@ -193,6 +196,21 @@ void rs_accepted_unshare(struct rs_conn *c)
 	if (c->holders)
 		rs_holders_drop(c->holders);
 	c->holders = NULL;
+}
+
+void rs_accepted_leave(struct rs_conn *c, bool stays_open)
+{
+	bool handler = rs_lock_mine(&c->lock);
+
+	if (!handler)
+		rs_lock(&c->lock);
+	if (c->holders && stays_open)
+		rs_holders_spoil(c->holders);
+	if (c->holders)
+		__atomic_store_n(&c->fresh, false, __ATOMIC_RELAXED);
+	rs_accepted_unshare(c);
+	if (!handler)
+		rs_unlock(&c->lock);
 }
 
 void rs_accepted_adopt(struct rs_conn *c)

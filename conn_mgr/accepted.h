@@ -32,8 +32,10 @@ static inline void rs_accepted_used(struct rs_conn *c)
  * it is used, or was not accepted.
  */
 bool rs_accepted_share(struct rs_conn *c, uint32_t fork);
-/* The last descriptor is closed: who has it as well may use it. */
+/* Under its lock: the last descriptor is closed; who has it as well may use it. */
 void rs_accepted_unshare(struct rs_conn *c);
+/* This process ends, or (`stays_open`) becomes another program, which nobody can be sure about. */
+void rs_accepted_leave(struct rs_conn *c, bool stays_open);
 /* Forgets it. */
 void rs_accepted_drop(struct rs_conn *c);
 /* The one with that 4-tuple, with a reference, or NULL. */

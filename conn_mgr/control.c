@@ -46,6 +46,11 @@ bool rs_control_running(void)
 	return __atomic_load_n(&running, __ATOMIC_ACQUIRE);
 }
 
+bool rs_control_locked(void)
+{
+	return rs_lock_mine(&lock);
+}
+
 bool rs_control_self(void)
 {
 	return __atomic_load_n(&self_tid, __ATOMIC_RELAXED) == rs_tid();

@@ -23,6 +23,8 @@ struct rs_source {
 /* Starts the thread if it does not run. 0 or -errno (EAGAIN, ENOMEM, EMFILE ...). */
 int rs_control_start(void);
 bool rs_control_running(void);
+/* This thread is starting or stopping it, and was interrupted by a signal handler. */
+bool rs_control_locked(void);
 /* Ends the thread, but keeps its work for the next start; false: it did not run. */
 bool rs_control_pause(void);
 /* At the end of a process that has used RDMA: until TCP has what was sent. */

@@ -7,6 +7,7 @@
 #include "rsock/sys.h"
 
 #define COUNTS 16384u
+#define SPOILT 0x80000000u /* beside the count */
 
 /* The same memory in all descendants of the process that first had use for it. 0: free. */
 static uint32_t *counts;
@@ -50,7 +51,13 @@ uint32_t *rs_holders_add(uint32_t *holders)
 
 void rs_holders_drop(uint32_t *holders)
 {
-	__atomic_fetch_sub(holders, 1, __ATOMIC_SEQ_CST);
+	if ((__atomic_sub_fetch(holders, 1, __ATOMIC_SEQ_CST) & ~SPOILT) == 0)
+		rs_holders_end(holders);
+}
+
+void rs_holders_spoil(uint32_t *holders)
+{
+	__atomic_fetch_or(holders, SPOILT, __ATOMIC_SEQ_CST);
 }
 
 void rs_holders_end(uint32_t *holders)

@@ -16,6 +16,8 @@
 uint32_t *rs_holders_add(uint32_t *holders);
 /* This process has closed it. */
 void rs_holders_drop(uint32_t *holders);
+/* Nobody will be alone with it any more. */
+void rs_holders_spoil(uint32_t *holders);
 /* Who is alone needs no count any more. */
 void rs_holders_end(uint32_t *holders);
 

@@ -330,10 +330,11 @@ void rs_rendezvous_close(uint16_t port)
 
 		if (!l->users || l->port != port || --l->users)
 			continue;
-		if (!l->accepted || ++lingering > LINGERING_MAX) {
+		if (!l->accepted || lingering >= LINGERING_MAX) {
 			close_name(l);
 			continue;
 		}
+		lingering++;
 		l->close_at = rs_now_ms() + rs_config.window_ms;
 		rs_control_due(l->close_at);
 	}
@@ -381,7 +382,10 @@ struct rs_directory *rs_rendezvous_used(uint16_t port, struct rs_directory *d, u
 	}
 	l->used = true;
 	if (!l->users) {
-		l->close_at = rs_now_ms() + ms;
+		uint64_t at = rs_now_ms() + ms;
+
+		lingering += !l->close_at;
+		l->close_at = at > l->close_at ? at : l->close_at;
 		rs_control_due(l->close_at);
 	}
 	if (l->directory)

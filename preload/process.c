@@ -33,6 +33,7 @@ const uint32_t *rs_alive;
 static uint32_t *alive_page;
 
 static uint32_t forks; /* calls of fork() */
+static struct rs_lock fork_lock; /* one at a time */
 static __thread uint32_t forking
 	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
 
@@ -74,6 +75,8 @@ static void before_fork(void)
 
 	if (rs_sys0(SYS_getpid) != rs_process_pid)
 		return;
+	if (!rs_lock_mine(&fork_lock))
+		rs_lock(&fork_lock);
 	forking = __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
@@ -82,6 +85,8 @@ static void before_fork(void)
 
 static void after_fork_parent(void)
 {
+	if (forking)
+		rs_unlock(&fork_lock);
 	forking = 0;
 }
 
@@ -113,6 +118,8 @@ static void disown(int fd, uintptr_t word, void *arg)
 	if (c->queue)
 		c->refs--; /* the queue's, which is not the child's */
 	c->queue = NULL;
+	if (!forking || c->shared != forking)
+		c->holders = NULL; /* we were not counted */
 	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
@@ -124,6 +131,7 @@ static void disown(int fd, uintptr_t word, void *arg)
 static void after_fork_child(void)
 {
 	rs_tid_cache = 0;
+	fork_lock.word = 0;
 	rs_process_pid = rs_sys0(SYS_getpid);
 	if (alive_page)
 		*alive_page = 1;
@@ -182,6 +190,14 @@ void rs_process_init(void)
 
 /* ---- exec ---- */
 
+/* What is shared with who has forked us, or whom we have. */
+static void leave_shared(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		rs_accepted_leave(rs_file_pointer(word), *(bool *)arg);
+}
+
 struct inherit {
 	uint64_t end; /* ms */
 	bool wait;
@@ -212,7 +228,10 @@ static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 void rs_process_before_exec(void)
 {
 	struct inherit in = { .end = rs_now_ms() + EXEC_MS };
+	bool stays_open = true;
 
+	if (forks && !rs_files_foreign())
+		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
 	in.wait = true;
@@ -234,6 +253,8 @@ static int leave(struct rs_conn *c, int fd, enum rs_reason why)
 	long fl;
 	int r;
 
+	if (rs_lock_mine(&c->lock))
+		return -EAGAIN; /* a handler that interrupted our own call */
 	do {
 		r = rs_conn_leave(c, why, true, LEAVE_MS);
 		fl = r == -ETIMEDOUT ? rs_sys2(SYS_fcntl, fd, F_GETFL) : 0;
@@ -355,13 +376,17 @@ static void close_others(const struct unflushed *u)
 	rs_sys3(SYS_close_range, from, INT32_MAX, 0);
 }
 
-/* The statistics did not come over the fork. */
+/* The statistics did not come with the copy, nor did the threads that have a lock. */
 static void forget_row(int fd, uintptr_t word, void *arg)
 {
+	struct rs_conn *c = rs_file_pointer(word);
+
 	(void)fd;
 	(void)arg;
-	if (rs_file_kind(word) == RS_KIND_CONN)
-		((struct rs_conn *)rs_file_pointer(word))->row = NULL;
+	if (rs_file_kind(word) == RS_KIND_CONN) {
+		c->row = NULL;
+		c->lock.word = 0;
+	}
 }
 
 static void __attribute__((noreturn)) linger(struct unflushed *u)
@@ -373,8 +398,10 @@ static void __attribute__((noreturn)) linger(struct unflushed *u)
 	rs_sys1(SYS_chdir, "/");
 	close_others(u);
 	rs_files_each(0, UINT32_MAX, forget_row, NULL);
-	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
 		c->row = NULL;
+		c->lock.word = 0;
+	}
 	while (flush_all(u)) {
 		struct timespec ts = { 0, 2000000 };
 
@@ -394,25 +421,14 @@ static void __attribute__((noreturn)) linger(struct unflushed *u)
 		rs_sys1(SYS_exit_group, 0);
 }
 
-/* Who has it as well is alone with it soon. */
-static void release(int fd, uintptr_t word, void *arg)
-{
-	(void)fd;
-	(void)arg;
-	if (rs_file_kind(word) == RS_KIND_CONN)
-		rs_accepted_unshare(rs_file_pointer(word));
-}
-
 /*
  * Bytes in a ring outlive the process. Those that a leave has yet to hand to TCP do not, although
  * send() took them: a copy of the process stays behind for them, nobody's child, until TCP has them.
  */
-void rs_process_exits(void)
+static void flush_rest(void)
 {
 	struct unflushed u;
 
-	if (forks && !rs_files_foreign())
-		rs_files_each(0, UINT32_MAX, release, NULL);
 	if ((!rs_control_running() && !rs_control_conns) || rs_files_foreign() || rs_control_self())
 		return;
 	rs_rdma_exit();
@@ -424,6 +440,15 @@ void rs_process_exits(void)
 	rs_links_inherit();
 	if (rs_sys6(SYS_clone, 0, 0, 0, 0, 0, 0) == 0)
 		linger(&u);
+}
+
+void rs_process_exits(void)
+{
+	bool stays_open = false;
+
+	flush_rest();
+	if (forks && !rs_files_foreign())
+		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
 }
 
 __attribute__((destructor)) static void at_exit(void)

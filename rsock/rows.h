@@ -18,6 +18,8 @@ void rs_row_address(struct rs_stats_row *r, uint8_t family, const struct rs_stat
 		    const struct rs_stats_addr *peer);
 /* The RDMA device; called at most once for a row. */
 void rs_row_device(struct rs_stats_row *r, const char *name);
+/* This thread is in a function of this module, which a signal handler has interrupted. */
+bool rs_rows_locked(void);
 /* In a forked child: the rows belong to the parent. */
 void rs_rows_forget(void);
 

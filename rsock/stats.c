@@ -121,6 +121,11 @@ void rs_row_device(struct rs_stats_row *r, const char *name)
 	__atomic_store_n(&r->gen, r->gen + 1, __ATOMIC_RELEASE);
 }
 
+bool rs_rows_locked(void)
+{
+	return rs_lock_mine(&lock);
+}
+
 void rs_rows_forget(void)
 {
 	/* The mapping did not come over the fork; the descriptor did. */

@@ -506,6 +506,78 @@ CASE(fork, accepted_child_ends, ONE)
 	ret("eof", recv(c, &(char){ 0 }, 1, 0));
 }
 
+static void send_5(int fd, int tell)
+{
+	(void)tell;
+	nap(200);
+	for (int i = 0; i < 5; i++) {
+		if (send(fd, "worker", 6, 0) != 6)
+			_exit(1);
+		nap(60);
+	}
+}
+
+static void become_plain_fork_and_send(int fd, int told)
+{
+	int on = 1;
+
+	(void)told;
+	setsockopt(fd, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof(on));
+	if (!fork())
+		_exit(0);
+	nap(400);
+	for (int i = 0; i < 3; i++) {
+		if (send(fd, "parent", 6, 0) != 6)
+			_exit(1);
+		nap(60);
+	}
+	nap(300);
+}
+
+/* Other children come and go: they do not make the first one the only one that has it. */
+CASE(fork, accepted_and_more_children, ONE)
+{
+	int c = accepted_by_two(send_5, become_plain_fork_and_send);
+	char b[64];
+	long n = 0;
+	ssize_t r;
+
+	while ((r = recv(c, b, sizeof(b), 0)) > 0)
+		n += r;
+	ret("bytes", n);
+	ret("end", r);
+}
+
+static void close_soon(int fd, int tell)
+{
+	(void)tell;
+	nap(50);
+	close(fd);
+	nap(2000);
+}
+
+static void serve_by_inherited_set(int fd, int told)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+	int ep = epoll_create1(0);
+
+	(void)told;
+	epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev);
+	nap(150);
+	if (!fork())
+		while (epoll_wait(ep, &ev, 1, 5000) == 1 && echo5(fd, 1))
+			;
+	close(fd);
+	nap(2000);
+}
+
+CASE(fork, accepted_in_an_inherited_set, ONE)
+{
+	int c = accepted_by_two(close_soon, serve_by_inherited_set);
+
+	ask5("served", c, 400);
+}
+
 CASE(fork, prefork_accept, ONE)
 {
 	struct sockaddr_storage ss;

@@ -243,16 +243,16 @@ def cm_ids(host):
 
 @needs(timeout=150)
 def case_clients_in_crowds_at_a_prefork_server_of_4_workers(lab):
-    """A process and a link for each client: 1,000 of them, or what 55 s allow, at least 200.
+    """A process and a link for each client: 1,000 of them, or what 25 s allow, at least 200.
 
-    One takes 0.1 to 0.2 s in the lab, nearly all of it on the client's CPU, so that 300 to 500 fit."""
+    One takes 0.1 to 0.2 s in the lab, nearly all of it on the client's CPU, so that about 200 fit."""
     a, b = lab.hosts
     a.put("/tmp/a-line", b"\n")
     server = b.spawn([*RSOCK, ASK, "serve", b.ip, PORT, 4, 2])
     pids = json.loads(server.wait_line("pids.*").string)["pids"]
     before = descriptors(b, pids)
     said, begin = [], time.monotonic()
-    while len(said) < 1000 and (len(said) < 200 or time.monotonic() < begin + 55):
+    while len(said) < 1000 and (len(said) < 200 or time.monotonic() < begin + 25):
         crowd = a.run(CLIENTS % (50, AT_ONCE, ASK, b.ip, PORT), timeout=60, check=True)
         said += [json.loads(line) for line in crowd.stdout.splitlines()]
         check(len(said) % 50 == 0, crowd)

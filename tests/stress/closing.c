@@ -493,14 +493,41 @@ static void numbers(void)
 
 /* ---- all duplicates closed at once ---- */
 
+struct waiter {
+	int fd;
+	pid_t tid; /* once it is about to wait */
+};
+
 static void *waits(void *arg)
 {
+	struct waiter *w = arg;
+	ssize_t r;
 	char b;
-	ssize_t r = rsock_recv(*(int *)arg, &b, 1, 0);
 
+	__atomic_store_n(&w->tid, gettid(), __ATOMIC_RELEASE);
+	r = rsock_recv(w->fd, &b, 1, 0);
 	if (r > 0 || (r < 0 && !reset_errno(errno)))
 		stress_fail("recv: %zd, %s", r, strerror(errno));
 	return NULL;
+}
+
+/* Until it sleeps in recv(): after close() the kernel would say EBADF to whoever comes late. */
+static void asleep(const struct waiter *w)
+{
+	char path[64], state = 0;
+	pid_t tid;
+	FILE *f;
+
+	while (!(tid = __atomic_load_n(&w->tid, __ATOMIC_ACQUIRE)))
+		usleep(100);
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	while (state != 'S') {
+		usleep(100);
+		f = fopen(path, "r");
+		if (!f || fscanf(f, "%*d (%*[^)]) %c", &state) != 1)
+			stress_bail("%s: %s", path, strerror(errno));
+		fclose(f);
+	}
 }
 
 static pthread_barrier_t together;
@@ -521,16 +548,17 @@ static void duplicates(void)
 
 	pthread_barrier_init(&together, NULL, 2);
 	do {
-		int fds[2], other, waiting;
+		struct waiter waiting = { 0 };
+		int fds[2], other;
 		pthread_t w, c[2];
 
 		stress_pair(listener, port, fds);
 		if (!stress_wait_fast(fds[0], 2000))
 			stress_fail("not on the fast path");
-		waiting = fds[1];
+		waiting.fd = fds[1];
 		other = rsock_dup(fds[1]);
 		w = stress_thread(waits, &waiting);
-		usleep(1500);
+		asleep(&waiting);
 		c[0] = stress_thread(closes, &fds[1]);
 		c[1] = stress_thread(closes, &other);
 		pthread_join(c[0], NULL);

@@ -192,7 +192,7 @@ test-apps: all $(APPS)
 # Two hosts with RDMA devices, as guests of this machine (tests/lab/README.md).
 test-lab: all $(APPS) $(BENCH)
 	$(Q)tests/lab/kernel >/dev/null
-	$(call run-suite,lab) --timeout=1500 $(call script,tests/lab/run)
+	$(call run-suite,lab) --timeout=2700 $(call script,tests/lab/run)
 
 # The unit and stress programs again, in a build of their own with sanitizers.
 test-asan: SANITIZER := address,undefined

@@ -20,9 +20,9 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from typing import NamedTuple
 
+import clock
 from frames import Parser, pack
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -523,14 +523,14 @@ class Lab:
 
     def until(self, condition, timeout, host=None, what=lambda: ""):
         """Waits for the condition. With a host: fails when that dies first."""
-        end = time.monotonic() + timeout
+        end = clock.now() + timeout
         with self.changed:
             while not condition():
                 if host and host.dead:
                     raise LabError("host %s: %s; %s; its console: %s%s" % (
                         host.name, host.dead, what(), host.console_text()[-2000:],
                         self.keeper_story()))
-                left = end - time.monotonic()
+                left = end - clock.now()
                 if left <= 0:
                     raise TimedOut("after %g s: %s" % (timeout, what() or host and host.name))
                 self.changed.wait(left)

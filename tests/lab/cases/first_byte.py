@@ -6,6 +6,7 @@ import statistics
 import time
 from typing import Callable, NamedTuple
 
+import clock
 from lab import BUILD, HERE, check, needs
 from programs import rows
 
@@ -57,7 +58,7 @@ def row(host, reasons, end):
     """The one connection that the holder has, at one of its ends: on TCP, and why."""
     while True:
         found = rows(host)
-        if len(found) == 1 and found[0]["reason"] != "starting" or time.monotonic() > end:
+        if len(found) == 1 and found[0]["reason"] != "starting" or clock.now() > end:
             break
         time.sleep(0.1)
     check(len(found) == 1, "%s: not one connection: %s" % (host.name, found))
@@ -75,7 +76,7 @@ def as_fast_as_plain(lab, prefixes, reasons):
     holder.write(b"\n")
     compare(a, b, prefixes[0])
     until_decided(holder)
-    end = time.monotonic() + 15  # an accepted connection waits for its peer for ten seconds
+    end = clock.now() + 15  # an accepted connection waits for its peer for ten seconds
     for host, why in ((a, reasons[0]), (b, reasons[1])):
         if why:
             row(host, why, end)

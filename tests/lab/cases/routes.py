@@ -7,6 +7,7 @@ import json
 import re
 import time
 
+import clock
 from lab import LabError, check, needs
 
 RSOCK = ["rsock", "run", "--log=info"]
@@ -105,10 +106,10 @@ class Connection:
 
     def rows(self, timeout=10):
         """Of the client and of the server, once both know where they are."""
-        end = time.monotonic() + timeout
+        end = clock.now() + timeout
         while True:
             found = [row(process) for process in self.ends]
-            if all(r and r["reason"] != "starting" for r in found) or time.monotonic() > end:
+            if all(r and r["reason"] != "starting" for r in found) or clock.now() > end:
                 return found
             time.sleep(0.2)
 
@@ -150,8 +151,8 @@ def gid_of(host, netdev, address, timeout=5):
             "echo $i $(cat gid_attrs/ndevs/$i gids/$i 2>/dev/null); done")
     tail = address.split(".")
     wanted = "ffff:%02x%02x:%02x%02x" % tuple(map(int, tail)) if len(tail) == 4 else None
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
+    end = clock.now() + timeout
+    while clock.now() < end:
         for line in host.run(look).stdout.splitlines():
             words = line.split()
             if len(words) == 3 and words[1] == netdev and (
@@ -382,12 +383,12 @@ def case_a_bond(lab):
 # ---------------------------------------------------------------- while it runs
 
 def wait_path(connection, path, timeout=10):
-    end = time.monotonic() + timeout
+    end = clock.now() + timeout
     while True:
         found = [row(process) for process in connection.ends]
         if all(r["path"] == path for r in found):
             return
-        check(time.monotonic() < end, "not on %s: %s\n%s\n%s" % (
+        check(clock.now() < end, "not on %s: %s\n%s\n%s" % (
             path, found, connection.client.text("err"), connection.server.text("err")))
         time.sleep(0.1)
 
@@ -424,10 +425,10 @@ def case_the_device_goes_and_comes_while_bytes_are_on_their_way(lab):
         c.send(48 << 20)
         for end in c.ends:
             end.wait_line('"at"')
-        began = time.monotonic()
+        began = clock.now()
         deleting = victim.spawn("rdma link delete rxe0")
         deleting.good(10)  # the kernel waits until nobody has it open
-        took = time.monotonic() - began
+        took = clock.now() - began
         wait_path(c, "tcp")
         setup(victim, "rdma link add rxe0 type rxe netdev vec0")
         gid_of(victim, "vec0", victim.ip)
@@ -476,13 +477,13 @@ def echoes(lab):
 def one_more(client, count, path, reasons, timeout=10):
     client.write(b"\n")
     port = client.wait_line(r"(?:same (\d+)\n){%d}" % count)[1]
-    end = time.monotonic() + timeout
+    end = clock.now() + timeout
     while True:
         said = client.host.run(["rsock", "stat", "--json"], check=True).stdout
         last = [r for r in json.loads(said) if r["local"].endswith(":" + port)][0]
         if last["reason"] != "starting":
             break
-        check(time.monotonic() < end, "%s\n%s" % (last, client.text("err")))
+        check(clock.now() < end, "%s\n%s" % (last, client.text("err")))
         time.sleep(0.1)
     check(last["path"] == path and (last["reason"] in reasons), "%s, not %s %s\n%s" % (
         last, path, reasons, client.text("err")))

@@ -6,6 +6,7 @@ import os
 import re
 import time
 
+import clock
 from lab import check, needs
 from programs import rows
 
@@ -33,8 +34,8 @@ http {
 
 def paths_while(process, host, seconds=60):
     """The paths of the host's connections as long as the process runs."""
-    paths, end = set(), time.monotonic() + seconds
-    while process.running() and time.monotonic() < end:
+    paths, end = set(), clock.now() + seconds
+    while process.running() and clock.now() < end:
         paths |= {row["path"] for row in rows(host)}
         time.sleep(0.3)
     return paths

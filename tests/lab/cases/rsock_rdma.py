@@ -3,6 +3,7 @@
 import json
 import time
 
+import clock
 from lab import check, needs
 from programs import rows
 
@@ -172,7 +173,7 @@ class Transfer:
 
     def settle(self, count=1, timeout=30):
         """Until the connections of both are on RDMA, in both directions; then it begins."""
-        end = time.monotonic() + timeout
+        end = clock.now() + timeout
         for process in self.ends:
             process.wait_line("connected", timeout)
         while True:
@@ -180,7 +181,7 @@ class Transfer:
             found = [rows(process.host) for process in self.ends]
             if all(len(r) == count and all(on_rdma(row) for row in r) for r in found):
                 break
-            check(time.monotonic() < end, "not on RDMA: %s" % found)
+            check(clock.now() < end, "not on RDMA: %s" % found)
         for process in self.ends:
             process.write(b"\n")
 

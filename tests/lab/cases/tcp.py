@@ -3,6 +3,7 @@
 import json
 import time
 
+import clock
 from lab import check, needs
 from programs import Echo
 
@@ -11,11 +12,11 @@ REASONS = {False: ("no-route", "no-device"), True: ("peer-plain", "no-device")} 
 
 def row(host, server):
     """What `rsock stat` says of the one connection that a host has, once the search is over."""
-    end = time.monotonic() + 10
+    end = clock.now() + 10
     while True:
         rows = json.loads(host.run(["rsock", "stat", "--json"], check=True).stdout)
         rows = [row for row in rows if row["peer"] and row["server"] == server]
-        if rows and rows[0]["reason"] != "starting" or time.monotonic() > end:
+        if rows and rows[0]["reason"] != "starting" or clock.now() > end:
             check(len(rows) == 1, "not one connection: %s" % rows)
             return rows[0]
         time.sleep(0.05)

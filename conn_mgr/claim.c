@@ -16,10 +16,14 @@
 #include "rsock/sys.h"
 
 #define BACKOFF_MAX_MS 100u
+#define BACKOFF_FAR_MS 800u /* where each time costs a queue pair, after FAR_SOON times */
+#define FAR_SOON 20
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
-#define REFUSALS 20 /* a second and a half: the server may have to load the libraries first */
+/* Six seconds: a server that has just begun to accept loads the libraries and opens devices first. */
+#define REFUSALS (FAR_SOON + 7)
 #define REDIRECTS 8 /* over RDMA, for one connection */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
+#define BACKLOG_MS 60000 /* and one of a connection that nobody accepts */
 
 /* ---- for both sides ---- */
 
@@ -273,9 +277,28 @@ static bool loopback(const struct rs_tuple *t)
 	return t->family == 4 ? t->server_ip[0] == 127 : memcmp(t->server_ip, one, 16) == 0;
 }
 
+static bool one_address(const struct rs_tuple *t)
+{
+	return memcmp(t->client_ip, t->server_ip, 16) == 0;
+}
+
+static uint64_t backoff_ms(const struct rs_conn *c)
+{
+	uint32_t n = c->claim_tries;
+	uint64_t ms;
+
+	if (n < FAR_SOON || loopback(&c->tuple) || one_address(&c->tuple)) {
+		ms = (uint64_t)1 << (n < 7 ? n : 7);
+		return ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS;
+	}
+	n -= FAR_SOON;
+	ms = (uint64_t)BACKOFF_MAX_MS << (n < 3 ? n : 3);
+	return ms < BACKOFF_FAR_MS ? ms : BACKOFF_FAR_MS;
+}
+
 static void backoff(struct rs_conn *c, uint64_t now)
 {
-	uint64_t ms = (uint64_t)1 << (c->claim_tries < 7 ? c->claim_tries : 7);
+	uint64_t ms = backoff_ms(c);
 
 	c->claim_tries++;
 	c->claim_index = 0;
@@ -283,8 +306,6 @@ static void backoff(struct rs_conn *c, uint64_t now)
 	c->claim_name[0] = '\0';
 	c->claim_port = 0;
 	c->link = NULL;
-	if (ms > BACKOFF_MAX_MS)
-		ms = BACKOFF_MAX_MS;
 	set_claim(c, RS_CLAIM_BACKOFF, now + ms);
 	rs_control_due(now + ms);
 }
@@ -365,7 +386,7 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 	over = c->plain || c->closed || c->bound;
 	if (!over) {
 		if (!c->window_end && !c->server)
-			c->window_end = now + CLAIM_MS;
+			c->window_end = now + BACKLOG_MS;
 		known = rs_tuple_learn(c);
 	}
 	late = now >= c->window_end;
@@ -382,13 +403,12 @@ void rs_claim_begin(struct rs_conn *c, uint64_t now)
 		give_up(c, RS_REASON_NO_ROUTE);
 		return;
 	}
-	if (memcmp(c->tuple.client_ip, c->tuple.server_ip, 16) == 0 &&
-	    c->tuple.client_port == c->tuple.server_port) {
+	if (one_address(&c->tuple) && c->tuple.client_port == c->tuple.server_port) {
 		give_up(c, RS_REASON_SELF);
 		return;
 	}
 	/* An address of this host routes to itself. */
-	remote = !loopback(&c->tuple) && memcmp(c->tuple.client_ip, c->tuple.server_ip, 16) != 0;
+	remote = !loopback(&c->tuple) && !one_address(&c->tuple);
 	if (c->claim_name[0])
 		memcpy(name, c->claim_name, sizeof(name));
 	else
@@ -446,20 +466,25 @@ bool rs_claim_tries_again(const struct rs_link *l)
 {
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
 		if (!c->server && c->claim == RS_CLAIM_SENT && c->link == l &&
-		    c->claim_tries < REFUSALS)
+		    c->refusals < REFUSALS)
 			return true;
 	return false;
 }
 
-void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, bool again)
+void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, enum rs_claim_again again)
 {
-	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
-		if (!c->server && c->claim == RS_CLAIM_SENT && c->link == l && wanted(c)) {
-			if (again && c->claim_tries < REFUSALS)
-				backoff(c, rs_now_ms());
-			else
-				give_up(c, why);
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
+		if (c->server || c->claim != RS_CLAIM_SENT || c->link != l || !wanted(c))
+			continue;
+		if (again == RS_CLAIM_WAITS ||
+		    (again == RS_CLAIM_AGAIN && c->refusals < REFUSALS)) {
+			if (again == RS_CLAIM_AGAIN)
+				c->refusals++;
+			backoff(c, rs_now_ms());
+		} else {
+			give_up(c, why);
 		}
+	}
 }
 
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now)
@@ -530,7 +555,7 @@ static void unknown_there(struct rs_conn *c, struct rs_link *l, bool listens, ui
 {
 	if (!listens)
 		rs_rdma_moved(l);
-	if (c->claim_tries < REFUSALS)
+	if (listens || c->refusals++ < REFUSALS)
 		backoff(c, now);
 	else
 		give_up(c, RS_REASON_NO_ROUTE);

@@ -34,8 +34,14 @@ void rs_claim_link_up(struct rs_link *l);
 void rs_claim_link_lost(struct rs_conn *c, uint64_t now);
 /* Somebody who waits for the link has not been refused often enough yet. */
 bool rs_claim_tries_again(const struct rs_link *l);
-/* The link could not be made: connections that waited for it try `again`, or stay on TCP. */
-void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, bool again);
+enum rs_claim_again {
+	RS_CLAIM_NEVER,
+	RS_CLAIM_AGAIN, /* nobody answers there: a few times */
+	RS_CLAIM_WAITS, /* for the server to accept it */
+};
+
+/* The link could not be made: connections that waited for it try again, or stay on TCP. */
+void rs_claim_link_refused(struct rs_link *l, enum rs_reason why, enum rs_claim_again again);
 /* The control thread lets go of a connection, which may be in the middle of a claim. */
 void rs_claim_drop(struct rs_conn *c);
 /* The peer will not go on with a claim that we have accepted. */

@@ -120,7 +120,7 @@ struct rs_conn {
 	bool claim_again; /* somebody said "not yet" in this round */
 	char claim_name[RS_NAME_LEN]; /* redirect */
 	uint16_t claim_port; /* redirect, over RDMA; 0: none */
-	uint8_t redirects;
+	uint8_t redirects, refusals;
 	struct rs_directory *directory; /* of the port that accepted it; NULL: none */
 	bool in_directory;
 	uint32_t *holders; /* while it is fresh: processes that have it; NULL: this one */
@@ -235,6 +235,8 @@ void rs_conn_tcp_event(struct rs_conn *c, uint32_t events);
 void rs_conn_timer(struct rs_conn *c, uint64_t now);
 /* The earliest time (ms) at which rs_conn_timer() wants to be called; 0: never. */
 uint64_t rs_conn_deadline(const struct rs_conn *c);
+/* The peer gets so many ms more for what it is awaited for. */
+void rs_conn_postpone(struct rs_conn *c, uint64_t ms);
 /* Ids, secrets and slots are agreed: may enter now. */
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN]);
 void rs_conn_message(struct rs_conn *c, const struct rs_msg *m);

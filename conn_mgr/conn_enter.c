@@ -167,6 +167,18 @@ uint64_t rs_conn_deadline(const struct rs_conn *c)
 	return d;
 }
 
+void rs_conn_postpone(struct rs_conn *c, uint64_t ms)
+{
+	rs_lock(&c->lock);
+	if (c->bound)
+		rs_stream_postpone(&c->sm, ms);
+	else if (c->claim == RS_CLAIM_SENT && c->claim_at)
+		c->claim_at += ms;
+	if (c->window_end)
+		c->window_end += ms;
+	rs_unlock(&c->lock);
+}
+
 void rs_conn_timer(struct rs_conn *c, uint64_t now)
 {
 	rs_lock(&c->lock);

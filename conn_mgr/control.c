@@ -21,6 +21,7 @@
 #include "rsock/sys.h"
 
 #define TICK_MS 50 /* how often candidates are looked at while there are any */
+#define STALL_MS 50 /* who wakes that late has not run, or had much to do */
 #define STACK ((size_t)256 << 10)
 #define EXIT_MS 10000 /* exit() waits that long for TCP to take what was sent, */
 #define EXIT_ANSWER_MS 300 /* and that long for the peer to have seen it */
@@ -174,7 +175,7 @@ static uint64_t look_at_all(uint64_t now)
 		rs_lock(&c->lock);
 		over = finished(c);
 		d = rs_conn_deadline(c);
-		waits = !c->bound && !c->plain;
+		waits = c->bound ? c->sm.t_enter != 0 : !c->plain;
 		rs_unlock(&c->lock);
 		if (over) {
 			drop(c);
@@ -195,6 +196,18 @@ static uint64_t look_at_all(uint64_t now)
 			due = d;
 	}
 	return due;
+}
+
+/*
+ * We, and perhaps the whole machine, have stood still for so long (SIGSTOP, a hypervisor that had no
+ * CPU for us). A peer on the same machine had no time to answer in, and what another one has answered
+ * may still have to be fetched: that is no reason to give it up.
+ */
+static void forgive(uint64_t ms)
+{
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		rs_conn_postpone(c, ms);
+	rs_links_postpone(ms);
 }
 
 static void wait_and_dispatch(uint64_t due)
@@ -253,7 +266,7 @@ static void check_last_thread(void);
 
 static void *control_main(void *arg)
 {
-	uint64_t idle_since = 0;
+	uint64_t idle_since = 0, planned = UINT64_MAX;
 
 	(void)arg;
 	__atomic_store_n(&self_tid, rs_tid(), __ATOMIC_RELAXED);
@@ -268,6 +281,8 @@ static void *control_main(void *arg)
 		}
 		__atomic_store_n(&next_due, UINT64_MAX, __ATOMIC_SEQ_CST);
 		check_last_thread();
+		if (now > planned && now - planned > STALL_MS)
+			forgive(now - planned);
 		rs_control_take_added();
 		due = look_at_all(now);
 		window = rs_accepted_expire(now);
@@ -293,6 +308,7 @@ static void *control_main(void *arg)
 			due = soon;
 		/* What becomes due while we sleep is compared with what we sleep for. */
 		__atomic_store_n(&next_due, due, __ATOMIC_SEQ_CST);
+		planned = due > now ? due : now;
 		wait_and_dispatch(due);
 	}
 }

@@ -398,11 +398,14 @@ void rs_link_failed(struct rs_link *l, int error)
 {
 	if (!l->up && l->initiator) {
 		/* A server opens its RDMA port when it first accepts: perhaps just now. */
-		bool again = error == ECONNREFUSED || error == EAGAIN;
+		enum rs_claim_again again = error == ECONNREFUSED ? RS_CLAIM_AGAIN
+					    : error == EAGAIN	  ? RS_CLAIM_WAITS
+								  : RS_CLAIM_NEVER;
 		enum rs_reason why = rs_rdma_reason(error);
 
 		rs_log(RS_LOG_INFO, "%s: %s (error %d)", l->name, rs_reason_word(why), error);
-		if (!again || !rs_claim_tries_again(l))
+		if (again == RS_CLAIM_NEVER ||
+		    (again == RS_CLAIM_AGAIN && !rs_claim_tries_again(l)))
 			rs_rdma_refused(l, error);
 		rs_claim_link_refused(l, why, again);
 	}
@@ -410,6 +413,13 @@ void rs_link_failed(struct rs_link *l, int error)
 }
 
 /* ---- all links ---- */
+
+void rs_links_postpone(uint64_t ms)
+{
+	for (struct rs_link *l = rs_links; l; l = l->next)
+		if (!l->up)
+			l->born += ms;
+}
 
 void rs_links_timer(uint64_t now)
 {

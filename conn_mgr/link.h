@@ -172,6 +172,8 @@ void rs_links_send_bells(void);
 /* Bell 0 rang: forward for bells whose eventfd a peer does not have. */
 void rs_links_scan(void);
 void rs_links_timer(uint64_t now);
+/* Peers that have not said HELLO get so many ms more. */
+void rs_links_postpone(uint64_t ms);
 /* No stream is on any. */
 bool rs_links_idle(void);
 /* Closes all. False: other threads may still look at their memory; call again. */

@@ -200,7 +200,7 @@ static void cannot(struct rs_link *l, int error)
 	rs_log(RS_LOG_INFO, "no link: %s", rs_reason_word(why));
 	rs_links_why = why;
 	if (l->initiator)
-		rs_claim_link_refused(l, why, false);
+		rs_claim_link_refused(l, why, RS_CLAIM_NEVER);
 	else
 		rs_link_send(l, &m, NULL, 0);
 	rs_link_kill(l, rs_now_ms());
@@ -239,7 +239,7 @@ static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds,
 
 	if (first && !m->features && l->initiator && m->slots > RS_REASON_STARTING &&
 	    m->slots < RS_REASON_COUNT)
-		rs_claim_link_refused(l, (enum rs_reason)m->slots, false);
+		rs_claim_link_refused(l, (enum rs_reason)m->slots, RS_CLAIM_NEVER);
 	else if (first && nfds == 1 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
 		r = take_hello(l, fds[0]);
 	if (r == 0)

@@ -949,6 +949,12 @@ uint64_t rs_stream_deadline(const struct rs_stream *s)
 	return earlier(earlier(s->t_enter, s->t_prefix), earlier(s->t_hold, s->t_ping));
 }
 
+void rs_stream_postpone(struct rs_stream *s, uint64_t ms)
+{
+	if (s->t_enter)
+		s->t_enter += ms;
+}
+
 void rs_stream_timer(struct rs_stream *s, uint64_t now)
 {
 	if (s->t_enter && now >= s->t_enter) {

@@ -243,6 +243,8 @@ bool rs_stream_may_reuse(const struct rs_stream *s);
 /* The earliest deadline (ms), 0: none; rs_stream_timer() is to be called then. */
 uint64_t rs_stream_deadline(const struct rs_stream *s);
 void rs_stream_timer(struct rs_stream *s, uint64_t now);
+/* The peer gets `ms` more for the answer to an entry: the caller has not run meanwhile. */
+void rs_stream_postpone(struct rs_stream *s, uint64_t ms);
 
 /* Takes the pending RS_DO_ bits; the messages are s->msgs[0 .. s->nmsgs), to be cleared by 0. */
 uint32_t rs_stream_todo(struct rs_stream *s);

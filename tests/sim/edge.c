@@ -391,6 +391,10 @@ bool edge_timer(struct world *w, int e)
 	if (x->s.t_prefix && x->s.t_prefix <= w->now)
 		cover(w, C_PREFIX_LATE);
 	edge_sync(w, e);
+	if (x->s.t_enter && x->s.t_enter <= w->now && !w->draining && !rnd(w, 8)) {
+		cover(w, C_STOOD_STILL);
+		rs_stream_postpone(&x->s, 1 + rnd(w, 100));
+	}
 	rs_stream_timer(&x->s, w->now);
 	edge_obey(w, e);
 	return true;

@@ -80,6 +80,7 @@ enum feature {
 	X(PREFIX_HELD, 1, "prefixes of MARK held")                  \
 	X(PREFIX_LATE, 1, "prefixes handed on after the hold")      \
 	X(MARK_LATE, 1, "MARKs completed after that")               \
+	X(STOOD_STILL, 1, "answers awaited for longer")             \
 	X(CLOSE_UNREAD, 1, "closes with unread bytes")              \
 	X(DATA_TO_CLOSED, 1, "bytes that reached a closed socket")  \
 	X(CUT_RAW, 1, "link deaths seen in tx RAW")                 \

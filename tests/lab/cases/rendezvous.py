@@ -3,8 +3,10 @@
 answers where he should not, and keys."""
 import json
 import os
+import signal
 import time
 
+import clock
 from lab import BUILD, check, needs
 
 RSOCK = ["rsock", "run"]
@@ -145,7 +147,13 @@ class Pair:
         self.said = 0
 
     def ask(self, what, n, timeout=30):
+        self.tell(what, n)
+        return self.answer(timeout)
+
+    def tell(self, what, n):
         self.client.write(b"%s %d\n" % (what.encode(), n))
+
+    def answer(self, timeout=30):
         self.client.wait_line(r"(.*\n){%d}" % (self.said + 1), timeout)
         self.said += 1
         said = json.loads(self.client.text().splitlines()[self.said - 1])
@@ -158,24 +166,24 @@ class Pair:
 
     def until_fast(self, count, timeout=20):
         """Until so many connections of the client are on RDMA, both ways."""
-        end = time.monotonic() + timeout
+        end = clock.now() + timeout
         while True:
             self.ask("round", 1)
             found = self.rows()
             if sum(fast(row) for row in found) == count == len(found):
                 return found
-            check(time.monotonic() < end, "not on rdma: %s" % story(found))
+            check(clock.now() < end, "not on rdma: %s" % story(found))
             time.sleep(0.3)
 
     def until_decided(self, timeout=20):
         """Until each connection is on a fast path, or on TCP for good."""
-        end = time.monotonic() + timeout
+        end = clock.now() + timeout
         while True:
             self.ask("round", 1)
             found = self.rows()
             if found and not any(row["reason"] == "starting" for row in found):
                 return found
-            check(time.monotonic() < end, "undecided: %s" % story(found))
+            check(clock.now() < end, "undecided: %s" % story(found))
             time.sleep(0.3)
 
     def end(self):
@@ -223,6 +231,23 @@ def case_a_SO_REUSEPORT_server_of_4_processes(lab):
     pair.end()
 
 
+@needs(timeout=120)
+def case_both_stop_while_they_enter(lab):
+    """For longer than one waits for a link that is being made; nobody is given up for that."""
+    for i, pause in enumerate((0.004, 0.02)):
+        pair = Pair(lab, "one", 1, port=PORT + i)
+        pair.tell("connect", 20)
+        time.sleep(pause)
+        for end in (pair.server, pair.client):
+            end.send_signal(signal.SIGSTOP)
+        time.sleep(5.5)
+        for end in (pair.client, pair.server):
+            end.send_signal(signal.SIGCONT)
+        pair.answer()
+        pair.until_fast(20)
+        pair.end()
+
+
 ASK = os.path.join(BUILD, "tests/apps/ask")
 OWN_DESCRIPTORS = 13  # README.md; and none for a process that it is not linked to any more
 LATE = ("no-route", "link-lost", "peer-left")
@@ -251,8 +276,8 @@ def case_clients_in_crowds_at_a_prefork_server_of_4_workers(lab):
     server = b.spawn([*RSOCK, ASK, "serve", b.ip, PORT, 4, 2])
     pids = json.loads(server.wait_line("pids.*").string)["pids"]
     before = descriptors(b, pids)
-    said, begin = [], time.monotonic()
-    while len(said) < 1000 and (len(said) < 200 or time.monotonic() < begin + 25):
+    said, begin = [], clock.now()
+    while len(said) < 1000 and (len(said) < 200 or clock.now() < begin + 25):
         crowd = a.run(CLIENTS % (50, AT_ONCE, ASK, b.ip, PORT), timeout=60, check=True)
         said += [json.loads(line) for line in crowd.stdout.splitlines()]
         check(len(said) % 50 == 0, crowd)
@@ -264,12 +289,12 @@ def case_clients_in_crowds_at_a_prefork_server_of_4_workers(lab):
           and len(others) <= len(said) / 50, "%d others: %s" % (len(others), others[:3]))
     check({one["by"] for one in on_rdma} == set(pids), "not all of %s have served" % pids)
     check(server.running(), server.story())
-    end = time.monotonic() + 25  # links close when they have been idle for some seconds
+    end = clock.now() + 25  # links close when they have been idle for some seconds
     while True:
         left = [len(queue_pairs(host)) + len(cm_ids(host)) for host in (a, b)]
         now = descriptors(b, pids)
         fine = not any(left) and all(n <= was + OWN_DESCRIPTORS for n, was in zip(now, before))
-        if fine or time.monotonic() > end:
+        if fine or clock.now() > end:
             break
         time.sleep(0.5)
     check(fine, "%d clients have left behind: queue pairs and ids on a and b %s; descriptors of the "
@@ -415,9 +440,9 @@ def squatted(lab, env, control=0):
     server.wait_listening(PORT)
     client = a.spawn([*RSOCK, "python3", "-c", PLAIN_CLIENT, b.ip, PORT], stdin=True, env=env)
     client.wait_line("sent", 20)
-    end = time.monotonic() + 15
+    end = clock.now() + 15
     while (len(server.text().split()[-1]) < 2 * (len(WHOLE) + control)
-           and time.monotonic() < end):
+           and clock.now() < end):
         time.sleep(0.2)
     time.sleep(1)
     found = [row for row in json.loads(a.run(["rsock", "stat", "--json"]).stdout) if row["peer"]]

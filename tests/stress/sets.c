@@ -284,15 +284,20 @@ struct short_lived {
 	int fd[SHORT];
 	uint32_t rounds[SHORT];
 	int ep;
+	uint32_t made; /* connections */
+	bool over; /* that is all */
 };
 
+/* Until the last connection that was made is closed. */
 static void *short_server(void *arg)
 {
+	struct short_lived *s = arg;
 	int ep = rsock_epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event ev = { .events = EPOLLIN, .data.fd = listener };
+	uint32_t closed = 0;
 
 	rsock_epoll_ctl(ep, EPOLL_CTL_ADD, listener, &ev);
-	while (!__atomic_load_n((bool *)arg, __ATOMIC_SEQ_CST)) {
+	while (!__atomic_load_n(&s->over, __ATOMIC_SEQ_CST) || closed < s->made) {
 		struct epoll_event e[SHORT];
 		int n = rsock_epoll_wait(ep, e, SHORT, 20);
 
@@ -309,10 +314,10 @@ static void *short_server(void *arg)
 			r = rsock_recv(fd, buf, sizeof(buf), 0);
 			if (r > 0)
 				rsock_send(fd, buf, (size_t)r, MSG_NOSIGNAL);
-			else if (r == 0)
-				rsock_close(fd);
-			else if (errno == EAGAIN)
+			else if (r < 0 && errno == EAGAIN)
 				stress_fail("server: readable, but nothing is there");
+			else if (r == 0)
+				closed += rsock_close(fd) == 0;
 		}
 	}
 	rsock_close(ep);
@@ -324,6 +329,7 @@ static void short_connect(struct short_lived *s, uint32_t i)
 	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = i };
 
 	s->fd[i] = stress_connect(port);
+	s->made++;
 	stress_nonblock(s->fd[i]);
 	s->rounds[i] = 0;
 	rsock_epoll_ctl(s->ep, EPOLL_CTL_ADD, s->fd[i], &ev);
@@ -339,8 +345,7 @@ static void batch(uint32_t ms, uint32_t *all_events, uint32_t *all_conns, uint32
 	uint64_t end = stress_now() + ms;
 	struct short_lived s = { .ep = rsock_epoll_create1(EPOLL_CLOEXEC) };
 	uint32_t events = 0, conns = SHORT, fast = 0;
-	bool stop = false;
-	pthread_t t = stress_thread(short_server, &stop);
+	pthread_t t = stress_thread(short_server, &s);
 
 	for (uint32_t i = 0; i < SHORT; i++)
 		short_connect(&s, i);
@@ -373,8 +378,7 @@ static void batch(uint32_t ms, uint32_t *all_events, uint32_t *all_conns, uint32
 		fast += rsock_fd_path(s.fd[i]) != 0;
 		rsock_close(s.fd[i]);
 	}
-	usleep(20000); /* the server hears of it */
-	__atomic_store_n(&stop, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&s.over, true, __ATOMIC_SEQ_CST);
 	pthread_join(t, NULL);
 	rsock_close(s.ep);
 	*all_events += events;

@@ -21,7 +21,7 @@
 #include "rsock/sys.h"
 
 #define TICK_MS 50 /* how often candidates are looked at while there are any */
-#define STALL_MS 50 /* who wakes that late has not run, or had much to do */
+#define STALL_MS 50 /* who wakes that late could not run */
 #define STACK ((size_t)256 << 10)
 #define EXIT_MS 10000 /* exit() waits that long for TCP to take what was sent, */
 #define EXIT_ANSWER_MS 300 /* and that long for the peer to have seen it */
@@ -210,10 +210,11 @@ static void forgive(uint64_t ms)
 	rs_links_postpone(ms);
 }
 
-static void wait_and_dispatch(uint64_t due)
+/* How many ms later than `due` it came out of its sleep. */
+static uint64_t wait_and_dispatch(uint64_t due)
 {
 	struct epoll_event ev[64];
-	uint64_t now = rs_now_ms();
+	uint64_t now = rs_now_ms(), woke;
 	long n, timeout = -1;
 
 	if (due != UINT64_MAX)
@@ -221,6 +222,7 @@ static void wait_and_dispatch(uint64_t due)
 	if (timeout > 60000)
 		timeout = 60000;
 	n = rs_sys6(SYS_epoll_pwait, epfd, (long)ev, 64, timeout, 0, 8);
+	woke = rs_now_ms();
 	for (long i = 0; i < n; i++) {
 		uint64_t word = ev[i].data.u64;
 
@@ -233,6 +235,9 @@ static void wait_and_dispatch(uint64_t due)
 			__atomic_load_n(&s->event, __ATOMIC_RELAXED)(s, ev[i].events);
 		}
 	}
+	if (due < now)
+		due = now;
+	return woke > due ? woke - due : 0;
 }
 
 static void bell_event(struct rs_source *s, uint32_t events)
@@ -266,7 +271,7 @@ static void check_last_thread(void);
 
 static void *control_main(void *arg)
 {
-	uint64_t idle_since = 0, planned = UINT64_MAX;
+	uint64_t idle_since = 0, late = 0;
 
 	(void)arg;
 	__atomic_store_n(&self_tid, rs_tid(), __ATOMIC_RELAXED);
@@ -281,8 +286,8 @@ static void *control_main(void *arg)
 		}
 		__atomic_store_n(&next_due, UINT64_MAX, __ATOMIC_SEQ_CST);
 		check_last_thread();
-		if (now > planned && now - planned > STALL_MS)
-			forgive(now - planned);
+		if (late > STALL_MS)
+			forgive(late);
 		rs_control_take_added();
 		due = look_at_all(now);
 		window = rs_accepted_expire(now);
@@ -308,8 +313,7 @@ static void *control_main(void *arg)
 			due = soon;
 		/* What becomes due while we sleep is compared with what we sleep for. */
 		__atomic_store_n(&next_due, due, __ATOMIC_SEQ_CST);
-		planned = due > now ? due : now;
-		wait_and_dispatch(due);
+		late = wait_and_dispatch(due);
 	}
 }
 

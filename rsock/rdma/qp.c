@@ -94,6 +94,7 @@ int rs_qp_make(struct rs_qp *qp)
 	errno = 0;
 	qp->iwarp = qp->id->verbs->device->transport_type == IBV_TRANSPORT_IWARP;
 	qp->credits.depth = RECV_DEPTH;
+	qp->write = (struct ibv_send_wr){ .sg_list = &qp->write_sge };
 	/* Of its own: what a peer may write is the memory of its own link, not that of others. */
 	qp->pd = ibv_alloc_pd(qp->id->verbs);
 	if (!qp->pd)
@@ -183,7 +184,19 @@ static bool is_full(struct rs_qp *qp)
 	return !has_room(qp);
 }
 
-/* All of a list, for which there is room. */
+static void count(struct rs_qp *qp, struct ibv_send_wr *wr)
+{
+	if (++qp->sq_unsignaled == SIGNAL_EVERY) {
+		wr->send_flags |= IBV_SEND_SIGNALED;
+		wr->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
+		qp->sq_unsignaled = 0;
+	}
+	if (wr->opcode == IBV_WR_SEND)
+		__atomic_fetch_add(&qp->credits.sent, 1, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
+}
+
+/* One, or two in a list, for which there is room. */
 static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
@@ -191,16 +204,9 @@ static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 
 	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
-	for (struct ibv_send_wr *w = wr; w; w = w->next) {
-		if (++qp->sq_unsignaled == SIGNAL_EVERY) {
-			w->send_flags |= IBV_SEND_SIGNALED;
-			w->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
-			qp->sq_unsignaled = 0;
-		}
-		if (w->opcode == IBV_WR_SEND)
-			__atomic_fetch_add(&qp->credits.sent, 1, __ATOMIC_SEQ_CST);
-		__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
-	}
+	count(qp, wr);
+	if (wr->next)
+		count(qp, wr->next);
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	r = ibv_post_send(qp->id->qp, wr, &bad);
 	pthread_setcancelstate(cancel, NULL);
@@ -258,29 +264,39 @@ int rs_qp_settle(struct rs_qp *qp)
 	return post(qp, &wr);
 }
 
+/* A write without immediate data, and the note that carries them. */
+static int post_iwarp(struct rs_qp *qp, struct ibv_send_wr write, uint32_t imm)
+{
+	uint8_t bytes[RS_NOTE_LEN];
+	struct ibv_send_wr behind;
+	struct ibv_sge sge;
+
+	behind = note(qp, bytes, &sge, imm);
+	write.opcode = IBV_WR_RDMA_WRITE;
+	write.next = &behind;
+	return post(qp, &write);
+}
+
 int rs_qp_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey, uint64_t to,
 		     uint32_t rkey, uint32_t imm)
 {
-	struct ibv_sge sge = { (uintptr_t)from, len, lkey }, note_sge;
-	uint8_t bytes[RS_NOTE_LEN];
-	struct ibv_send_wr behind;
-	struct ibv_send_wr wr = {
-		.sg_list = &sge,
-		.num_sge = len != 0,
-		.opcode = imm == UINT32_MAX ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM,
-		.send_flags = len <= INLINE_MAX ? IBV_SEND_INLINE : 0,
-		.imm_data = htonl(imm),
-		.wr.rdma = { .remote_addr = to, .rkey = rkey },
-	};
+	struct ibv_send_wr *wr = &qp->write;
 
 	if (is_full(qp))
 		return -EAGAIN;
-	if (qp->iwarp && imm != UINT32_MAX) {
-		wr.opcode = IBV_WR_RDMA_WRITE;
-		behind = note(qp, bytes, &note_sge, imm);
-		wr.next = &behind;
-	}
-	return post(qp, &wr);
+	/* What never changes is in it (rs_qp_make()). */
+	qp->write_sge = (struct ibv_sge){ (uintptr_t)from, len, lkey };
+	wr->wr_id = 0;
+	wr->next = NULL;
+	wr->num_sge = len != 0;
+	wr->opcode = imm == UINT32_MAX ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM;
+	wr->send_flags = len <= INLINE_MAX ? IBV_SEND_INLINE : 0;
+	wr->imm_data = htonl(imm);
+	wr->wr.rdma.remote_addr = to;
+	wr->wr.rdma.rkey = rkey;
+	if (__builtin_expect(qp->iwarp, 0) && imm != UINT32_MAX)
+		return post_iwarp(qp, *wr, imm);
+	return post(qp, wr);
 }
 
 int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)

@@ -31,6 +31,8 @@ struct rs_qp {
 	uint32_t sq_used; /* work requests posted, that are not known to be complete */
 	uint32_t sq_unsignaled; /* posted since the last signaled one */
 	uint32_t sq_msg; /* the next send buffer */
+	struct ibv_send_wr write; /* what rs_qp_post_write() posts, */
+	struct ibv_sge write_sge; /* and its bytes */
 	bool full; /* somebody was told EAGAIN */
 	bool iwarp;
 	struct rs_credits credits; /* iWARP */

@@ -6,7 +6,7 @@
  * conn_drive.c obeys the state machine, conn_io.c moves the program's bytes, conn_poll.c answers for
  * readiness, conn_close.c ends them.
  *
- * All of these are called with the connection's lock held. None sleeps or waits for a peer.
+ * All but two of these are called with the connection's lock held. None sleeps or waits for a peer.
  */
 #ifndef CONN_MGR_CONN_EDGE_H
 #define CONN_MGR_CONN_EDGE_H
@@ -22,6 +22,17 @@ void rs_conn_unwatch_tcp(struct rs_conn *c);
 void rs_conn_become_plain(struct rs_conn *c);
 /* Brings the row of `rsock stat` up to date. */
 void rs_conn_show(struct rs_conn *c);
+
+/* ---- conn_fast.c: these take the lock ---- */
+
+/*
+ * Sends all of it, or receives some (or `all`), when that can be done at once on the fast path and nothing
+ * else is to be thought of. False, 0: nothing was done.
+ */
+bool rs_conn_send_fast(struct rs_conn *c, const void *buf, size_t n);
+size_t rs_conn_recv_fast(struct rs_conn *c, void *buf, size_t n, bool all);
+/* Under the lock: whoever receives has to wait for the ring. */
+bool rs_conn_ring_empty(const struct rs_conn *c);
 
 /* ---- conn_drive.c ---- */
 

@@ -323,7 +323,12 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	return e < 0 ? e : r;
 }
 
-static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
+/*
+ * `looked`: the ring was found empty a moment ago; if nothing has changed, which a change from now on
+ * would not go unnoticed, it need not be looked at again before the wait.
+ */
+static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags,
+		       bool looked)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
 	struct rs_conn *c = w->c;
@@ -348,7 +353,13 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				return recv_owed(c, fd, iov, n, flags);
 			return done || orphan ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
 		}
-		r = recv_once(c, c->fd, iov, n, done, flags, &how, &eof);
+		if (looked && rs_conn_ring_empty(c)) {
+			how = RS_WAIT_RING;
+			r = -EAGAIN;
+		} else {
+			r = recv_once(c, c->fd, iov, n, done, flags, &how, &eof);
+		}
+		looked = false;
 		if (r == -EAGAIN && rs_waiter_blocks(w))
 			rs_waiter_enter(w, how == RS_WAIT_TCP);
 		else if (r != -EAGAIN && !(flags & MSG_WAITALL))
@@ -380,16 +391,34 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 	}
 }
 
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+static ssize_t receive(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
+		       bool looked)
 {
 	struct rs_waiter w;
 	ssize_t r;
 
 	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
-	r = do_recv(&w, iov, n, flags);
+	r = do_recv(&w, iov, n, flags, looked);
 	rs_waiter_end(&w);
 	return r;
+}
+
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+{
+	return receive(c, fd, iov, n, flags, false);
+}
+
+ssize_t rs_conn_recv_one(struct rs_conn *c, int fd, void *buf, size_t n, int flags)
+{
+	bool simple = !(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL));
+	size_t k = simple ? rs_conn_recv_fast(c, buf, n, flags & MSG_WAITALL) : 0;
+	struct iovec iov;
+
+	if (k)
+		return (ssize_t)k;
+	iov = (struct iovec){ buf, n };
+	return receive(c, fd, &iov, 1, flags, simple);
 }
 
 /* ---- sending ---- */
@@ -617,4 +646,14 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	r = do_send(&w, iov, n, flags);
 	rs_waiter_end(&w);
 	return r;
+}
+
+ssize_t rs_conn_send_one(struct rs_conn *c, int fd, const void *buf, size_t n, int flags)
+{
+	struct iovec iov;
+
+	if (!(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) && rs_conn_send_fast(c, buf, n))
+		return (ssize_t)n;
+	iov = (struct iovec){ (void *)(uintptr_t)buf, n };
+	return rs_conn_send(c, fd, &iov, 1, flags);
 }

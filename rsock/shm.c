@@ -15,10 +15,10 @@
 #include "rsock/sys.h"
 
 /* 64 KiB stays in cache; 1 MiB streams; 8 MiB takes what the kernel's buffers would. */
-static const uint8_t tier_shift[RS_TIERS] = { 16, 20, 23 };
+const uint8_t rs_shm_shift[RS_TIERS] = { 16, 20, 23 };
 
 #define HEAD_SIZE ((sizeof(struct rs_shm_head) + 4095u) & ~(size_t)4095u)
-#define TIER_SIZE(t) ((size_t)1 << tier_shift[t])
+#define TIER_SIZE(t) ((size_t)1 << rs_shm_shift[t])
 #define STRIDE (TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2))
 #define SEGMENT_SIZE (HEAD_SIZE + RS_SHM_SLOTS * STRIDE)
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -100,7 +100,7 @@ int rs_shm_create(struct rs_shm_head **head)
 		return (int)r;
 	}
 	h->slots = RS_SHM_SLOTS;
-	memcpy(h->tier_shift, tier_shift, sizeof(tier_shift));
+	memcpy(h->tier_shift, rs_shm_shift, sizeof(rs_shm_shift));
 	__atomic_store_n(&h->magic, RS_SHM_MAGIC, __ATOMIC_RELEASE);
 	*head = h;
 	return (int)fd;
@@ -125,7 +125,7 @@ int rs_shm_map(int memfd, struct rs_shm_head **head)
 		return r == -EACCES ? -EPERM : r;
 	if (__atomic_load_n(&h->magic, __ATOMIC_ACQUIRE) != RS_SHM_MAGIC ||
 	    h->slots != RS_SHM_SLOTS ||
-	    memcmp(h->tier_shift, tier_shift, sizeof(tier_shift)) != 0) {
+	    memcmp(h->tier_shift, rs_shm_shift, sizeof(rs_shm_shift)) != 0) {
 		rs_shm_unmap(h);
 		return -EPERM;
 	}
@@ -344,11 +344,7 @@ uint64_t rs_chan_tx_head(struct rs_chan *c)
 	return c->tx_head;
 }
 
-/*
- * What buffers of fixed sizes (socket(7): SO_SNDBUF, SO_RCVBUF) would take in all, 0: no such size.
- * Where only one end has one, the other counts with what TCP starts with and grows to, respectively.
- */
-static uint64_t limit(const struct rs_chan *c)
+uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 {
 	uint32_t rx = __atomic_load_n(&c->peer->rx_limit, __ATOMIC_RELAXED);
 	uint64_t max;
@@ -366,7 +362,7 @@ static size_t room(const struct rs_chan *c)
 {
 	uint64_t from = c->tx_head > c->tx_start ? c->tx_head : c->tx_start;
 	size_t free = size_of(c, c->tx_tier) - (size_t)(c->tail - from);
-	uint64_t max = limit(c), used = c->tail - c->tx_head;
+	uint64_t max = rs_chan_tx_limit(c), used = c->tail - c->tx_head;
 
 	if (__builtin_expect(max != 0, 0) && free > (used < max ? max - used : 0))
 		free = used < max ? (size_t)(max - used) : 0;
@@ -376,7 +372,7 @@ static size_t room(const struct rs_chan *c)
 /* The program asked for no more than this: a larger ring would not be room. */
 static bool at_limit(const struct rs_chan *c)
 {
-	uint64_t max = limit(c);
+	uint64_t max = rs_chan_tx_limit(c);
 
 	return max && c->tail - c->tx_head >= max;
 }
@@ -511,7 +507,7 @@ void rs_chan_tx_fin(struct rs_chan *c, uint64_t m)
 
 bool rs_chan_tx_writable(struct rs_chan *c)
 {
-	uint64_t used, max = limit(c);
+	uint64_t used, max = rs_chan_tx_limit(c);
 
 	/* While a larger ring can be had, there is room. */
 	used = c->tail - rs_chan_tx_head(c);

@@ -95,6 +95,8 @@ struct rs_shm_link {
 	int bell_fd[RS_BELLS];
 };
 
+extern const uint8_t rs_shm_shift[RS_TIERS]; /* sizes of the rings: powers of 2 */
+
 /* This end's view of one stream on a link. */
 struct rs_chan {
 	struct rs_shm_link *link;
@@ -163,6 +165,11 @@ void rs_slot_reset(struct rs_shm_slot *s);
 /* ---- sending: one thread at a time ---- */
 
 void rs_chan_tx_begin(struct rs_chan *c, uint64_t n);
+/*
+ * What buffers of fixed sizes (socket(7): SO_SNDBUF, SO_RCVBUF) would take in all, 0: no such size.
+ * Where only one end has one, the other counts with what TCP starts with and grows to, respectively.
+ */
+uint64_t rs_chan_tx_limit(const struct rs_chan *c);
 /* Bytes that fit now; `grow`: switch to a larger ring rather than say 0. */
 size_t rs_chan_tx_room(struct rs_chan *c, bool grow);
 /* Copies up to `len` bytes (<= room) behind the tail without publishing. */

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/*
+ * conn_fast.c - send and recv when nothing is in the way
+ *
+ * A small message, a direction on the fast path, room in the ring or bytes in it; no error, no end,
+ * no other thread. That is nearly every call of a program that talks in small messages, and the many
+ * cases of conn_io.c would cost it more than the message itself. Whoever finds anything else does
+ * nothing, and says so: conn_io.c knows what to do.
+ */
+#include <string.h>
+
+#include "conn_mgr/conn_edge.h"
+
+#define MOST ((size_t)4096) /* what a copy of these costs hides the rest */
+
+/* For other addresses the kernel has an error. */
+static bool small(const void *buf, size_t n)
+{
+	return n - 1 < MOST && (uintptr_t)buf - 4096 < ((uintptr_t)1 << 47) - 2 * MOST;
+}
+
+static size_t ring_size(const struct rs_chan *ch, uint8_t tier)
+{
+	return ch->remote ? RS_REMOTE_RING : (size_t)1 << rs_shm_shift[tier];
+}
+
+static bool may_send(const struct rs_conn *c, size_t n)
+{
+	const struct rs_stream *s = &c->sm;
+	const struct rs_chan *ch = &c->ch;
+	size_t size = ring_size(ch, 0);
+	uint64_t from, max;
+
+	if ((c->plain | c->reset | c->broken | s->dead | s->fin_wanted) || c->err ||
+	    s->tx != RS_TX_FAST || ch->tx_tier)
+		return false;
+	from = ch->tx_head > ch->tx_start ? ch->tx_head : ch->tx_start;
+	max = rs_chan_tx_limit(ch);
+	return (!max || ch->tail - ch->tx_head + n <= max) && ch->tail - from <= size / 2 &&
+	       (ch->tail & (size - 1)) + n <= size;
+}
+
+bool rs_conn_send_fast(struct rs_conn *c, const void *buf, size_t n)
+{
+	struct rs_chan *ch = &c->ch;
+	bool may;
+
+	if (!small(buf, n) || !rs_trylock(&c->lock))
+		return false;
+	may = may_send(c, n);
+	if (may) {
+		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), buf, n);
+		rs_chan_tx_publish(ch, ch->tail + n);
+		rs_tx_ring(&c->sm, n);
+		if (c->row) {
+			c->row->tx_bytes = c->sm.tx_off;
+			c->row->tx_fast_bytes += n;
+		}
+	}
+	rs_conn_unlock(c);
+	return may;
+}
+
+/* The ring that holds what is to be read next, and all that follows; RS_TIERS: more than one does. */
+static uint8_t rx_tier(const struct rs_conn *c)
+{
+	const struct rs_shm_slot *mine = c->ch.mine;
+	uint32_t n;
+	uint64_t seg;
+
+	if (c->ch.remote)
+		return 0;
+	n = __atomic_load_n(&mine->nseg, __ATOMIC_ACQUIRE);
+	if (!n)
+		return 0;
+	seg = __atomic_load_n(&mine->seg[(n - 1) % RS_SEGS], __ATOMIC_ACQUIRE);
+	return seg >> 2 <= c->sm.rx_off && (seg & 3) < RS_TIERS ? (uint8_t)(seg & 3) : RS_TIERS;
+}
+
+/* How many bytes can be copied from *from as they are, at most `n`. */
+static size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
+{
+	const struct rs_stream *s = &c->sm;
+	struct rs_chan *ch = &c->ch;
+	size_t k, size, at;
+	uint8_t tier;
+
+	if ((c->plain | s->dead | s->rx_fin_known) || c->err || s->rx != RS_RX_FAST)
+		return 0;
+	k = (size_t)(rs_chan_rx_tail(ch) - s->rx_off);
+	tier = rx_tier(c); /* after the tail, before which switches are published */
+	if (!k || ch->rx_bad || tier == RS_TIERS)
+		return 0;
+	if (k > n)
+		k = n;
+	size = ring_size(ch, tier);
+	at = s->rx_off & (size - 1);
+	*from = ch->rx_ring[tier] + at;
+	return at + k <= size ? k : 0;
+}
+
+bool rs_conn_ring_empty(const struct rs_conn *c)
+{
+	const struct rs_stream *s = &c->sm;
+
+	return !(c->rd_shut | s->dead | s->rx_fin_known) && !c->err && s->rx == RS_RX_FAST &&
+	       __atomic_load_n(&c->ch.mine->tail, __ATOMIC_ACQUIRE) == s->rx_off &&
+	       !__atomic_load_n(&c->ch.mine->fin, __ATOMIC_ACQUIRE);
+}
+
+size_t rs_conn_recv_fast(struct rs_conn *c, void *buf, size_t n, bool all)
+{
+	const uint8_t *from;
+	size_t k;
+
+	if (!small(buf, n) || !rs_trylock(&c->lock))
+		return 0;
+	k = may_recv(c, n, &from);
+	if (all && k < n)
+		k = 0;
+	if (k) {
+		memcpy(buf, from, k);
+		rs_chan_rx_consume(&c->ch, c->sm.rx_off + k);
+		rs_rx_ring(&c->sm, k);
+		if (c->row) {
+			c->row->rx_bytes = c->sm.rx_off;
+			c->row->rx_fast_bytes += k;
+		}
+	}
+	rs_conn_unlock(c);
+	return k;
+}

@@ -19,7 +19,7 @@
 #define BACKOFF_FAR_MS 800u /* where each time costs a queue pair, after FAR_SOON times */
 #define FAR_SOON 20
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
-/* Six seconds: a server that has just begun to accept loads the libraries and opens devices first. */
+/* Five seconds: a server that has just begun to accept loads the libraries and opens devices first. */
 #define REFUSALS (FAR_SOON + 7)
 #define REDIRECTS 8 /* over RDMA, for one connection */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */

@@ -160,9 +160,6 @@ void rs_conn_put(struct rs_conn *c);
 ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
 /* Does not raise SIGPIPE: -EPIPE is for the caller. */
 ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
-/* The same with one buffer; small messages on the fast path have a short way. */
-ssize_t rs_conn_recv_one(struct rs_conn *c, int fd, void *buf, size_t n, int flags);
-ssize_t rs_conn_send_one(struct rs_conn *c, int fd, const void *buf, size_t n, int flags);
 /*
  * poll(2) readiness. Returns the bits that rsock answers for; *ask_kernel: the bits for which the
  * kernel's answer on the socket counts.

@@ -40,16 +40,17 @@ static bool may_send(const struct rs_conn *c, size_t n)
 	       (ch->tail & (size - 1)) + n <= size;
 }
 
-bool rs_conn_send_fast(struct rs_conn *c, const void *buf, size_t n)
+bool rs_conn_send_fast(struct rs_conn *c, const struct iovec *iov)
 {
 	struct rs_chan *ch = &c->ch;
+	size_t n = iov->iov_len;
 	bool may;
 
-	if (!small(buf, n) || !rs_trylock(&c->lock))
+	if (!small(iov->iov_base, n) || !rs_trylock(&c->lock))
 		return false;
 	may = may_send(c, n);
 	if (may) {
-		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), buf, n);
+		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), iov->iov_base, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
 		rs_tx_ring(&c->sm, n);
 		if (c->row) {
@@ -103,23 +104,24 @@ bool rs_conn_ring_empty(const struct rs_conn *c)
 {
 	const struct rs_stream *s = &c->sm;
 
-	return !(c->rd_shut | s->dead | s->rx_fin_known) && !c->err && s->rx == RS_RX_FAST &&
+	return !(c->rd_shut | c->ch.rx_bad | s->dead | s->rx_fin_known) && !c->err &&
+	       s->rx == RS_RX_FAST &&
 	       __atomic_load_n(&c->ch.mine->tail, __ATOMIC_ACQUIRE) == s->rx_off &&
 	       !__atomic_load_n(&c->ch.mine->fin, __ATOMIC_ACQUIRE);
 }
 
-size_t rs_conn_recv_fast(struct rs_conn *c, void *buf, size_t n, bool all)
+size_t rs_conn_recv_fast(struct rs_conn *c, const struct iovec *iov, bool all, bool *empty)
 {
 	const uint8_t *from;
-	size_t k;
+	size_t n = iov->iov_len, k;
 
-	if (!small(buf, n) || !rs_trylock(&c->lock))
+	if (!small(iov->iov_base, n) || !rs_trylock(&c->lock))
 		return 0;
 	k = may_recv(c, n, &from);
 	if (all && k < n)
 		k = 0;
 	if (k) {
-		memcpy(buf, from, k);
+		memcpy(iov->iov_base, from, k);
 		rs_chan_rx_consume(&c->ch, c->sm.rx_off + k);
 		rs_rx_ring(&c->sm, k);
 		if (c->row) {
@@ -127,6 +129,7 @@ size_t rs_conn_recv_fast(struct rs_conn *c, void *buf, size_t n, bool all)
 			c->row->rx_fast_bytes += k;
 		}
 	}
+	*empty = !k && rs_conn_ring_empty(c); /* may_recv() has looked */
 	rs_conn_unlock(c);
 	return k;
 }

@@ -391,34 +391,22 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 	}
 }
 
-static ssize_t receive(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-		       bool looked)
-{
-	struct rs_waiter w;
-	ssize_t r;
-
-	rs_accepted_used(c);
-	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
-	r = do_recv(&w, iov, n, flags, looked);
-	rs_waiter_end(&w);
-	return r;
-}
-
 ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
 {
-	return receive(c, fd, iov, n, flags, false);
-}
+	struct rs_waiter w;
+	bool empty = false;
+	ssize_t r;
 
-ssize_t rs_conn_recv_one(struct rs_conn *c, int fd, void *buf, size_t n, int flags)
-{
-	bool simple = !(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL));
-	size_t k = simple ? rs_conn_recv_fast(c, buf, n, flags & MSG_WAITALL) : 0;
-	struct iovec iov;
-
-	if (k)
-		return (ssize_t)k;
-	iov = (struct iovec){ buf, n };
-	return receive(c, fd, &iov, 1, flags, simple);
+	if (n == 1 && !(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL))) {
+		r = (ssize_t)rs_conn_recv_fast(c, iov, flags & MSG_WAITALL, &empty);
+		if (r)
+			return r;
+	}
+	rs_accepted_used(c);
+	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
+	r = do_recv(&w, iov, n, flags, empty);
+	rs_waiter_end(&w);
+	return r;
 }
 
 /* ---- sending ---- */
@@ -641,19 +629,11 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	struct rs_waiter w;
 	ssize_t r;
 
+	if (n == 1 && !(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) && rs_conn_send_fast(c, iov))
+		return (ssize_t)iov->iov_len;
 	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
 	r = do_send(&w, iov, n, flags);
 	rs_waiter_end(&w);
 	return r;
-}
-
-ssize_t rs_conn_send_one(struct rs_conn *c, int fd, const void *buf, size_t n, int flags)
-{
-	struct iovec iov;
-
-	if (!(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) && rs_conn_send_fast(c, buf, n))
-		return (ssize_t)n;
-	iov = (struct iovec){ (void *)(uintptr_t)buf, n };
-	return rs_conn_send(c, fd, &iov, 1, flags);
 }

@@ -75,50 +75,19 @@ static bool odd_address(const struct sockaddr *addr, socklen_t len)
 	return addr && ((uintptr_t)addr < 4096 || len > sizeof(struct sockaddr_storage));
 }
 
-/*
- * NOW_PLAIN: do it in the kernel. Urgent data and the error queue take no byte of the stream, and who
- * sends urgent data has left before.
- */
+/* NOW_PLAIN: do it in the kernel. */
 static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
-{
-	ssize_t r = NOW_PLAIN;
-
-	pthread_testcancel();
-	if (!(flags & (MSG_OOB | MSG_ERRQUEUE)))
-		r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS);
-	rs_conn_put(c);
-	return r;
-}
-
-static ssize_t conn_recv_one(struct rs_conn *c, int fd, void *buf, size_t n, int flags)
-{
-	ssize_t r = NOW_PLAIN;
-
-	pthread_testcancel();
-	if (!(flags & (MSG_OOB | MSG_ERRQUEUE)))
-		r = rs_conn_recv_one(c, fd, buf, n, flags & RECV_FLAGS);
-	rs_conn_put(c);
-	return r;
-}
-
-static bool sends_oddly(int flags)
-{
-	return flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN);
-}
-
-static ssize_t leave_to_send(struct rs_conn *c, int fd)
 {
 	ssize_t r;
 
+	pthread_testcancel();
+	if (flags & (MSG_OOB | MSG_ERRQUEUE)) {
+		/* Neither takes a byte of the stream, and who sends urgent data has left before. */
+		rs_conn_put(c);
+		return NOW_PLAIN;
+	}
+	r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS);
 	rs_conn_put(c);
-	r = rs_process_leave_fd(fd, RS_REASON_CALL);
-	return r < 0 ? r : NOW_PLAIN;
-}
-
-static ssize_t sent(ssize_t r, int flags)
-{
-	if (r == -EPIPE && !(flags & MSG_NOSIGNAL))
-		rs_sys2(SYS_tkill, rs_tid(), SIGPIPE);
 	return r;
 }
 
@@ -127,23 +96,16 @@ static ssize_t conn_send(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	ssize_t r;
 
 	pthread_testcancel();
-	if (sends_oddly(flags))
-		return leave_to_send(c, fd);
+	if (flags & (MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN)) {
+		rs_conn_put(c);
+		r = rs_process_leave_fd(fd, RS_REASON_CALL);
+		return r < 0 ? r : NOW_PLAIN;
+	}
 	r = rs_conn_send(c, fd, iov, n, flags & SEND_FLAGS);
 	rs_conn_put(c);
-	return sent(r, flags);
-}
-
-static ssize_t conn_send_one(struct rs_conn *c, int fd, const void *buf, size_t n, int flags)
-{
-	ssize_t r;
-
-	pthread_testcancel();
-	if (sends_oddly(flags))
-		return leave_to_send(c, fd);
-	r = rs_conn_send_one(c, fd, buf, n, flags & SEND_FLAGS);
-	rs_conn_put(c);
-	return sent(r, flags);
+	if (r == -EPIPE && !(flags & MSG_NOSIGNAL))
+		rs_sys2(SYS_tkill, rs_tid(), SIGPIPE);
+	return r;
 }
 
 /* ---- receiving ---- */
@@ -153,7 +115,8 @@ ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
-		ssize_t r = conn_recv_one(c, fd, buf, n, flags);
+		struct iovec iov = { buf, n };
+		ssize_t r = conn_recv(c, fd, &iov, 1, flags);
 
 		if (r != NOW_PLAIN)
 			return result(r);
@@ -166,7 +129,8 @@ ssize_t rsock_read(int fd, void *buf, size_t n)
 	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
-		ssize_t r = n ? conn_recv_one(c, fd, buf, n, 0) : (rs_conn_put(c), 0);
+		struct iovec iov = { buf, n };
+		ssize_t r = n ? conn_recv(c, fd, &iov, 1, 0) : (rs_conn_put(c), 0);
 
 		if (r != NOW_PLAIN)
 			return result(r);
@@ -180,7 +144,8 @@ ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *
 	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
-		ssize_t r = conn_recv_one(c, fd, buf, n, flags);
+		struct iovec iov = { buf, n };
+		ssize_t r = conn_recv(c, fd, &iov, 1, flags);
 
 		if (r != NOW_PLAIN) {
 			if (r >= 0 && addr && len)
@@ -279,7 +244,8 @@ ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
-		ssize_t r = conn_send_one(c, fd, buf, n, flags);
+		struct iovec iov = { (void *)(uintptr_t)buf, n };
+		ssize_t r = conn_send(c, fd, &iov, 1, flags);
 
 		if (r != NOW_PLAIN)
 			return result(r);
@@ -292,7 +258,8 @@ ssize_t rsock_write(int fd, const void *buf, size_t n)
 	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
-		ssize_t r = conn_send_one(c, fd, buf, n, 0);
+		struct iovec iov = { (void *)(uintptr_t)buf, n };
+		ssize_t r = conn_send(c, fd, &iov, 1, 0);
 
 		if (r != NOW_PLAIN)
 			return result(r);
@@ -306,7 +273,8 @@ ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct 
 	struct rs_conn *c = odd_address(addr, len) || absurd(n) ? NULL : rs_file_conn(fd);
 
 	if (c) {
-		ssize_t r = conn_send_one(c, fd, buf, n, flags);
+		struct iovec iov = { (void *)(uintptr_t)buf, n };
+		ssize_t r = conn_send(c, fd, &iov, 1, flags);
 
 		if (r != NOW_PLAIN)
 			return result(r);

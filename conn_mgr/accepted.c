@@ -237,7 +237,7 @@ static enum rs_reason why(struct rs_conn *c)
 	rs_tuple_learn(c);
 	local = same_host(c);
 	rs_unlock(&c->lock);
-	return local || rs_rdma_likely() ? rs_links_why_none() : rs_rdma_why_not();
+	return local || rs_rdma_seen() ? rs_links_why_none() : rs_rdma_why_not();
 }
 
 /* It is no longer waited for who uses it. */

@@ -155,6 +155,14 @@ bool rs_rdma_likely(void)
 	return __atomic_load_n(&likely, __ATOMIC_RELAXED);
 }
 
+bool rs_rdma_seen(void)
+{
+	int now = __atomic_load_n(&state, __ATOMIC_RELAXED);
+
+	return rs_config.key != RS_KEY_BAD && now != UNUSABLE &&
+	       __atomic_load_n(now == LOADED ? &usable : &likely, __ATOMIC_RELAXED);
+}
+
 enum rs_reason rs_rdma_why_not(void)
 {
 	if (rs_config.key == RS_KEY_BAD)

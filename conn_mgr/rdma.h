@@ -26,7 +26,9 @@ struct rs_link;
 
 /* Whether this host seems to have an RDMA device that this process could use. Thread-safe, cheap. */
 bool rs_rdma_likely(void);
-/* Why it is not likely. Thread-safe. */
+/* The same, as of the last look: rs_rdma_likely() has one looked for anew once in a while. */
+bool rs_rdma_seen(void);
+/* Why there is none. Thread-safe. */
 enum rs_reason rs_rdma_why_not(void);
 /* What an error (an errno of rsock/rdma.h) is called. Thread-safe. */
 enum rs_reason rs_rdma_reason(int error);

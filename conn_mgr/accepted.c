@@ -93,16 +93,19 @@ static bool unqueue(struct rs_conn *c)
 
 void rs_accepted_add(struct rs_conn *c, uint16_t port, const struct sockaddr *peer)
 {
+	uint64_t expires;
+
 	c->tuple.server_port = port;
 	if (!rs_address((const struct sockaddr_storage *)(const void *)peer, &c->tuple.family,
 			c->tuple.client_ip, &c->tuple.client_port))
 		return;
 	c->directory = rs_rendezvous_accepted(port);
 	__atomic_store_n(&c->fresh, true, __ATOMIC_RELEASE);
+	expires = rs_now_ms() + FRESH_MS;
 	rs_lock(&hash_lock);
-	queue(&fresh, c, rs_now_ms() + FRESH_MS);
+	queue(&fresh, c, expires);
 	rs_unlock(&hash_lock);
-	rs_control_due(c->expires);
+	rs_control_due(expires);
 }
 
 /* From here on it can be claimed. */
@@ -110,6 +113,7 @@ static void list(struct rs_conn *c)
 {
 	uint32_t b = bucket(c->tuple.client_ip, c->tuple.client_port);
 	bool holder = true, queued;
+	uint64_t expires;
 
 	c->directory = rs_rendezvous_used(c->tuple.server_port, c->directory, window(c), &holder);
 	if (c->directory && !holder) {
@@ -117,16 +121,17 @@ static void list(struct rs_conn *c)
 		rs_directory_put(c->directory, c->tuple.family, c->tuple.client_ip,
 				 c->tuple.client_port, rs_process_name());
 	}
+	expires = rs_now_ms() + window(c);
 	rs_lock(&hash_lock);
 	queued = unqueue(c);
-	queue(&listed, c, rs_now_ms() + window(c));
+	queue(&listed, c, expires);
 	c->hash_next = accepted[b];
 	accepted[b] = c;
 	c->hashed = true;
 	rs_unlock(&hash_lock);
 	if (queued)
 		rs_conn_put(c);
-	rs_control_due(c->expires);
+	rs_control_due(expires);
 }
 
 /* Under its lock. Alone with it: it is not fresh any more, and ours. */
@@ -286,6 +291,14 @@ uint64_t rs_accepted_expire(uint64_t now)
 		rs_conn_put(c);
 	}
 	return due;
+}
+
+void rs_accepted_postpone(uint64_t ms)
+{
+	rs_lock(&hash_lock);
+	for (struct rs_conn *c = listed.oldest; c; c = c->next)
+		c->expires += ms;
+	rs_unlock(&hash_lock);
 }
 
 void rs_accepted_drop(struct rs_conn *c)

@@ -45,6 +45,8 @@ bool rs_accepted_has(const struct rs_tuple *t);
 void rs_accepted_adopt(struct rs_conn *c);
 /* Those whose window has passed are plain; when (ms) to come again, UINT64_MAX: never. */
 uint64_t rs_accepted_expire(uint64_t now);
+/* This process has stood still for `ms`: the windows are so much longer. */
+void rs_accepted_postpone(uint64_t ms);
 /* In a forked child. */
 void rs_accepted_forget(void);
 

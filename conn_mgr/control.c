@@ -207,6 +207,7 @@ static void forgive(uint64_t ms)
 {
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
 		rs_conn_postpone(c, ms);
+	rs_accepted_postpone(ms);
 	rs_links_postpone(ms);
 }
 

@@ -172,7 +172,7 @@ static void random_close(const char *name, bool duplex)
 			fast += c[i].fast;
 		conns += CONNS;
 	} while (stress_now() < end && !stress_failed());
-	after = stress_fds(before + 2, 5000);
+	after = stress_fds(before + 2, STRESS_LONG_MS);
 	if (after > before + 2)
 		stress_fail("%u descriptors before, %u after", before, after);
 	if (!fast)
@@ -274,7 +274,7 @@ static void churn(void)
 	/* What nobody accepted. */
 	for (struct pollfd p = { listener, POLLIN, 0 }; rsock_poll(&p, 1, 0) > 0;)
 		rsock_close(rsock_accept4(listener, NULL, NULL, SOCK_CLOEXEC));
-	after = stress_fds(before + 2, 5000);
+	after = stress_fds(before + 2, STRESS_LONG_MS);
 	if (after > before + 2)
 		stress_fail("%u descriptors before, %u after", before, after);
 	stress_note("%u connections", c.conns);
@@ -298,7 +298,8 @@ static void aborts(void)
 		int fds[2];
 
 		stress_pair(listener, port, fds);
-		if (!stress_wait_fast(fds[0], 2000) || !stress_wait_fast(fds[1], 2000))
+		if (!stress_wait_fast(fds[0], STRESS_LONG_MS) ||
+		    !stress_wait_fast(fds[1], STRESS_LONG_MS))
 			stress_fail("never fast");
 		if (linger) {
 			rsock_setsockopt(fds[server], SOL_SOCKET, SO_LINGER, &lin, sizeof(lin));
@@ -553,7 +554,7 @@ static void duplicates(void)
 		pthread_t w, c[2];
 
 		stress_pair(listener, port, fds);
-		if (!stress_wait_fast(fds[0], 2000))
+		if (!stress_wait_fast(fds[0], STRESS_LONG_MS))
 			stress_fail("not on the fast path");
 		waiting.fd = fds[1];
 		other = rsock_dup(fds[1]);

@@ -508,7 +508,7 @@ static void honest(const char *what, uid_t uid)
 			    (unsigned long long)done);
 	/* New ones come up as before. */
 	stress_pair(listener, port, fds);
-	if (!stress_wait_fast(fds[0], 5000))
+	if (!stress_wait_fast(fds[0], STRESS_LONG_MS))
 		stress_fail("a new stream stays on TCP");
 	rsock_close(fds[0]);
 	rsock_close(fds[1]);
@@ -528,7 +528,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_DFL); /* nothing of ours may raise it */
 	listener = stress_listen(&port);
 	stress_pair(listener, port, fds);
-	if (!stress_wait_fast(fds[0], 5000))
+	if (!stress_wait_fast(fds[0], STRESS_LONG_MS))
 		stress_fail("the innocent stream stays on TCP");
 	a = stress_thread(echo, &fds[1]);
 	b = stress_thread(play, &fds[0]);

@@ -304,7 +304,7 @@ uint32_t stress_fds(uint32_t target, uint32_t ms)
 
 void stress_slots(void)
 {
-	uint64_t end = stress_now() + 5000;
+	uint64_t end = stress_now() + STRESS_LONG_MS;
 	uint32_t used;
 
 	do {

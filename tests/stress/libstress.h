@@ -33,6 +33,10 @@ bool stress_failed(void);
 void stress_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* The test itself cannot go on. */
 void stress_bail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+
+/* For what only a defect makes late: the machine may stand still for seconds. */
+#define STRESS_LONG_MS 30000
+
 uint32_t stress_ms(void);
 /* ms since some moment. */
 uint64_t stress_now(void);

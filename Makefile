@@ -39,8 +39,8 @@ endif
 
 # ---- files ----
 
-# In tests/unit, tests/stress, tests/conformance, tests/apps, bench and examples every .c file is a
-# program, except that lib*.c are linked into each program of their folder.
+# In tests/unit, tests/stress, tests/conformance, tests/luck, tests/apps, bench and examples every .c file
+# is a program, except that lib*.c are linked into each program of their folder.
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 programs-in = $(patsubst %.c,$(BUILD)/%,$(filter-out $(1)/lib%,$(wildcard $(1)/*.c)))
 
@@ -59,6 +59,7 @@ TOOL := $(BUILD)/rsock
 UNIT := $(call programs-in,tests/unit)
 STRESS := $(call programs-in,tests/stress)
 CONFORMANCE := $(call programs-in,tests/conformance)
+LUCK := $(call programs-in,tests/luck) $(BUILD)/tests/luck/luck-static
 APPS := $(call programs-in,tests/apps)
 BENCH := $(call programs-in,bench)
 EXAMPLES := $(call programs-in,examples)
@@ -77,7 +78,7 @@ REMOTE_CORE := $(addprefix rsock/,remote.c shm.c bell.c lock.c sys.c wire.c mac.
 REMOTE := $(BUILD)/tests/remote/remote
 SIM_FAULTS += $(addprefix $(REMOTE)-,$(call faults-of,RS_LINK_FAULT_NAMES))
 
-PROGRAMS := $(UNIT) $(STRESS) $(SIM) $(REMOTE) $(SIM_FAULTS) $(CONFORMANCE) $(APPS) $(BENCH) $(EXAMPLES)
+PROGRAMS := $(UNIT) $(STRESS) $(SIM) $(REMOTE) $(SIM_FAULTS) $(CONFORMANCE) $(LUCK) $(APPS) $(BENCH) $(EXAMPLES)
 
 # ---- build ----
 
@@ -134,9 +135,15 @@ endef
 $(eval $(call program-rule,tests/unit,$(API_OBJ) $(call obj,rsock/rdma/choose.c rsock/rdma/iwarp.c),-lcmocka))
 $(eval $(call program-rule,tests/stress,$(API_OBJ),-lm))
 $(eval $(call program-rule,tests/conformance,,))
+$(eval $(call program-rule,tests/luck,,))
 $(eval $(call program-rule,tests/apps,$(CORE_LIB),-Wl$(comma)--as-needed $(CORE_LIB) -lrdmacm -libverbs))
 $(eval $(call program-rule,bench,,-lm))
 $(eval $(call program-rule,examples,$(API_LIB),$(EXAMPLE_LIBS)))
+
+# The same program, as one that rsock cannot reach.
+$(BUILD)/tests/luck/luck-static: tests/luck/luck.c
+	@mkdir -p $(@D)
+	$(call say,LD,tests/luck/luck-static)$(CC) $(RS_CFLAGS) -DLUCK_STATIC -static -o $@ $<
 
 $(BUILD)/tests/sim/sim: $(call obj,$(SIM_SRC) $(SIM_CORE))
 	@mkdir -p $(@D)
@@ -164,7 +171,7 @@ $(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit stress sim conformance apps lab asan tsan
+SUITES := unit stress sim conformance luck apps lab asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
@@ -186,6 +193,8 @@ test-sim: $(SIM) $(REMOTE) $(SIM_FAULTS)
 	$(call run-suite,sim) --timeout=1200 $(SIM) $(REMOTE) $(call script,tests/sim/run-faults)
 test-conformance: all $(CONFORMANCE)
 	$(call run-suite,conformance) --timeout=1200 $(call script,tests/conformance/run)
+test-luck: all $(LUCK)
+	$(call run-suite,luck) --timeout=1200 $(call script,tests/luck/run)
 test-apps: all $(APPS)
 	$(call run-suite,apps) --timeout=1800 $(call script,tests/apps/run)
 

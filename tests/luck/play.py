@@ -142,9 +142,18 @@ class Player:
         self.warm.append(fast)
         return " done"
 
+    def settle(self, name, op, a):
+        """Before a step whose answer depends on whether the end of the peer has been heard of."""
+        p = self.world.processes.get(name)
+        if op in ("send", "soerror", "shut", "pass", "recvnb") and p and a[0] in p.slots:
+            e = p.slots[a[0]][0]
+            if e.tcp and e.done():
+                self.ask(name, "settle", a[0], e.events() & (program.HUP | program.RDHUP))
+
     def do(self, step):
         """What the step showed."""
         name, op, *a = step
+        self.settle(name, op, a)
         if op == "start":
             self.world.apply(step)
             return self.start(name, a[0])

@@ -70,4 +70,6 @@ void rs_real_load(void)
 	memcpy(&rs_real.fcntl, &p, sizeof(p));
 	p = dlsym(RTLD_NEXT, "ioctl");
 	memcpy(&rs_real.ioctl, &p, sizeof(p));
+	p = dlsym(RTLD_NEXT, "clone");
+	memcpy(&rs_real.clone, &p, sizeof(p));
 }

@@ -78,6 +78,7 @@
 	   char *const *, char *const *))                                                        \
 	X(int, system, (const char *))                                                           \
 	X(FILE *, popen, (const char *, const char *))                                           \
+	X(pid_t, _Fork, (void))                                                                  \
 	X(int, unshare, (int))                                                                   \
 	X(int, setns, (int, int))                                                                \
 	X(void, pthread_exit, (void *))                                                          \
@@ -95,6 +96,7 @@ struct rs_real {
 #undef X
 	int (*fcntl)(int, int, ...);
 	int (*ioctl)(int, unsigned long, ...);
+	int (*clone)(int (*)(void *), void *, int, void *, ...);
 };
 
 extern struct rs_real rs_real;

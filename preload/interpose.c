@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -301,6 +302,56 @@ EXPORT FILE *popen(const char *command, const char *mode)
 	return rs_real.popen(command, mode);
 }
 
+/* ---- forks that libc's fork handlers do not see ---- */
+
+EXPORT pid_t _Fork(void)
+{
+	pid_t pid;
+
+	rs_real_load();
+	rs_process_before_fork();
+	pid = rs_real._Fork();
+	rs_process_after_fork(pid == 0);
+	return pid;
+}
+
+struct cloned {
+	int (*fn)(void *);
+	void *arg;
+};
+
+/* Where `fn` returns, libc ends the thread, not the process; the child may have one of ours by then. */
+static int run_cloned(void *arg)
+{
+	struct cloned *x = arg;
+
+	rs_process_after_fork(true);
+	_exit(x->fn(x->arg));
+}
+
+EXPORT int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
+{
+	struct cloned x = { fn, arg };
+	pid_t *parent_tid, *child_tid;
+	void *tls;
+	va_list ap;
+	int pid;
+
+	/* Those that the caller did not give are not looked at. */
+	va_start(ap, arg);
+	parent_tid = va_arg(ap, pid_t *);
+	tls = va_arg(ap, void *);
+	child_tid = va_arg(ap, pid_t *);
+	va_end(ap);
+	rs_real_load();
+	if (flags & CLONE_VM || !fn || !stack)
+		return rs_real.clone(fn, stack, flags, arg, parent_tid, tls, child_tid);
+	rs_process_before_fork();
+	pid = rs_real.clone(run_cloned, stack, flags, &x, parent_tid, tls, child_tid);
+	rs_process_after_fork(false);
+	return pid;
+}
+
 /* ---- threads and name spaces ---- */
 
 EXPORT __attribute__((noreturn)) void pthread_exit(void *value)
@@ -399,6 +450,13 @@ static bool ours(long n, int fd)
 	}
 }
 
+/* Whether it makes a process with memory of its own, which carries on where this one does. */
+static bool forks(long n, const long a[6])
+{
+	return n == SYS_fork || (n == SYS_clone && !(a[0] & CLONE_VM)) ||
+	       (n == SYS_clone3 && !(*(const uint64_t *)a[0] & CLONE_VM));
+}
+
 /* By our function of the same name. */
 static long by_name(long n, const long a[6])
 {
@@ -473,7 +531,13 @@ EXPORT long syscall(long n, ...)
 		pthread_setcancelstate(cancel, NULL);
 		return r;
 	}
-	r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if (forks(n, a)) {
+		rs_process_before_fork();
+		r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+		rs_process_after_fork(r == 0);
+	} else {
+		r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+	}
 	if ((unsigned long)r > -4096UL) {
 		errno = (int)-r;
 		return -1;

@@ -122,6 +122,7 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->holders = NULL; /* we were not counted */
 	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
+		c->sm.dead = true; /* the rings are not mapped here */
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
@@ -153,6 +154,19 @@ static void after_fork_child(void)
 void rs_process_forked(void)
 {
 	after_fork_child();
+}
+
+void rs_process_before_fork(void)
+{
+	before_fork();
+}
+
+void rs_process_after_fork(bool child)
+{
+	if (child)
+		after_fork_child();
+	else
+		after_fork_parent();
 }
 
 /*

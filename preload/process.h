@@ -18,6 +18,9 @@ extern long rs_process_pid; /* of the process whose memory this is */
 void rs_process_init(void);
 /* In a child that no fork handler saw. */
 void rs_process_forked(void);
+/* Around a fork of which libc's fork handlers are not told. */
+void rs_process_before_fork(void);
+void rs_process_after_fork(bool child);
 /* Before exec or spawn: streams that the new program would inherit become plain. */
 void rs_process_before_exec(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */

@@ -203,8 +203,8 @@ void rs_conn_close_orphan(struct rs_conn *c);
 /*
  * Makes the connection plain TCP for good. When `wait`, returns only when it is (or after
  * `wait_ms`). `consumed`: what was not consumed must be in the kernel again. 0; -ETIMEDOUT: not yet;
- * -EINPROGRESS: sending is, but bytes are left that only rs_conn_recv() can have, for the peer has ended
- * and will not send them again, or, without `consumed`, need not.
+ * -EINPROGRESS: sending is, but bytes or a reset are left that only rs_conn_recv() can have, for the peer
+ * has ended, or has brought back all that it will.
  */
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
 /* The stream cannot be had in order: RST. */

@@ -269,10 +269,7 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 			r = -ETIMEDOUT;
 			break;
 		}
-		/* What is left in the ring has to be read by the program, unless it comes again. */
-		if (rs_tx_is_raw(&c->sm) &&
-		    ((!consumed && c->sm.rx == RS_RX_DRAIN && c->sm.rx_off < c->sm.rx_have) ||
-		     (c->sm.rx_fin_frame && c->sm.rx_off < c->sm.rx_fin))) {
+		if (rs_tx_is_raw(&c->sm) && rs_rx_is_stuck(&c->sm)) {
 			r = -EINPROGRESS;
 			break;
 		}

@@ -932,6 +932,18 @@ bool rs_rx_is_raw(const struct rs_stream *s)
 	}
 }
 
+bool rs_rx_is_stuck(const struct rs_stream *s)
+{
+	switch (s->rx) {
+	case RS_RX_FAST:
+		return s->rx_fin_frame && s->rx_off < s->rx_fin;
+	case RS_RX_DRAIN:
+		return s->rx_off < s->rx_have || s->rx_end == END_RESET;
+	default:
+		return false;
+	}
+}
+
 bool rs_stream_is_raw(const struct rs_stream *s)
 {
 	return rs_tx_is_raw(s) && rs_rx_is_raw(s);

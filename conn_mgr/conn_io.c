@@ -204,6 +204,9 @@ again:
 					c->row->rx_bytes = c->sm.rx_off;
 					c->row->rx_fast_bytes += k;
 				}
+				/* What TCP has kept of it meanwhile must make way. */
+				if (c->sm.rx == RS_RX_DRAIN)
+					rs_conn_take_control(c);
 			}
 			return (ssize_t)k;
 		}

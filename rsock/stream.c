@@ -8,6 +8,9 @@
 
 enum { END_TCP, END_EOF, END_RESET };
 
+/* So much of what TCP brings again stays there until the program has read it from the ring. */
+#define KEPT_MAX 65536
+
 static void rx_enter(struct rs_stream *s, uint32_t epoch, uint64_t n);
 
 static uint64_t max64(uint64_t a, uint64_t b)
@@ -416,9 +419,16 @@ enum rs_tcp_head rs_tcp_head(const struct rs_stream *s, uint64_t *n)
 		*n = 1; /* whatever comes now is for a closed socket */
 		return RS_HEAD_FRAME;
 	}
-	if (s->rx == RS_RX_DRAIN && s->rx_skip && s->rx_end == END_TCP) {
-		*n = s->rx_skip;
-		return RS_HEAD_SKIP;
+	if (s->rx == RS_RX_DRAIN && s->rx_end == END_TCP) {
+		uint64_t unread = s->rx_off < s->rx_have ? s->rx_have - s->rx_off : 0;
+
+		/* As long as TCP has them, what is not read can go to another process. */
+		if (unread > KEPT_MAX || s->closing)
+			unread = 0;
+		if (s->rx_skip > unread) {
+			*n = s->rx_skip - unread;
+			return RS_HEAD_SKIP;
+		}
 	}
 	return RS_HEAD_APP;
 }
@@ -454,6 +464,18 @@ static void try_rx_raw(struct rs_stream *s)
 {
 	if (s->rx == RS_RX_DRAIN && s->rx_off >= s->rx_have && !s->rx_skip && s->rx_end == END_TCP)
 		rx_raw(s);
+}
+
+/* The rest of the ring is not read, but what TCP brings again, if it has all of it. */
+static void drain_from_tcp(struct rs_stream *s)
+{
+	uint64_t unread = s->rx_off < s->rx_have ? s->rx_have - s->rx_off : 0;
+
+	if (s->rx != RS_RX_DRAIN || s->rx_end != END_TCP || s->rx_skip < unread)
+		return;
+	s->rx_skip -= unread;
+	s->rx_have = s->rx_off;
+	try_rx_raw(s);
 }
 
 /* An ENTER that is newer than all before. */
@@ -848,6 +870,8 @@ void rs_stream_leave(struct rs_stream *s, uint8_t why, bool handover)
 	if (why != RS_REASON_PEER_LEFT || s->why != RS_REASON_LINK_LOST)
 		s->why = why;
 	tx_leave(s);
+	if (handover)
+		drain_from_tcp(s);
 	if (s->rx == RS_RX_ARMED && !s->rx_ok_sent) {
 		msg(s, RS_MSG_NAK, s->rx_epoch, s->rx_n);
 		rx_raw(s);

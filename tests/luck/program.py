@@ -52,7 +52,7 @@ class End:
         self.linger0 = self.nonblock = False
         self.open = True
         self.seen = True        # by a process that rsock reaches, and by one process at a time
-        self.ready = 0          # bytes that a waiting call is to take
+        self.plain = False      # one end has never been with a process that rsock reaches
 
     def done(self):
         """Nothing more can come."""
@@ -99,7 +99,6 @@ class Process:
         self.waits = None       # the step of a call that waits
         self.children = []      # not waited for
         self.next_slot = 10
-        self.vague = False      # waited-for bytes make its end the kernel's choice
 
     @property
     def hooked(self):
@@ -167,7 +166,11 @@ class World:
             if not e.tcp:
                 continue
             # known: what is left in the ring of a peer that has ended does not follow the descriptor
-            need(not (e.unread and (e.reset or not e.peer.open)), "known: passed after the end")
+            need(not (e.unread and not e.peer.open), "known: passed after the end")
+            # known: rsock has taken the kernel's error, and a new one is another
+            need(not e.reset or e.plain, "known: passed after a reset")
+            # known: a RESUME for a process that has ended is answered by RST
+            need(not (e.fin and not e.peer.open and e.peer.wr_shut), "known: forked after the end")
             need(not self.waiter(e))
             e.seen = e.peer.seen = False
 
@@ -254,6 +257,7 @@ class World:
         a.peer, b.peer = b, a
         a.nonblock = bool(nonblock)
         a.seen = b.seen = p.hooked
+        a.plain = b.plain = not p.hooked
         self.ends += [a, b]
         to.backlog.append(b)
         self.add(p, slot, a, cloexec)
@@ -268,6 +272,7 @@ class World:
         self.add(p, slot, e, cloexec)
         if not p.hooked:
             e.seen = e.peer.seen = False
+            e.plain = e.peer.plain = True
         return slot, listener, cloexec
 
     def do_send(self, p, slot, n, seed, how):
@@ -488,6 +493,8 @@ class World:
         q = self.process(owner)
         need(q is not p)
         e = self.idle_end(q, theirs)
+        # known: who takes a descriptor of a fast connection does so without its owner
+        need(e.plain, "known: pidfd_getfd")
         self.handed([e])
         self.add(p, slot, e, cloexec)
         return slot, owner, theirs, cloexec

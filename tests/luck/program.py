@@ -285,6 +285,8 @@ class World:
             need(n <= 5000)
             gone = e.reset = True
         else:
+            # known: what comes after SHUT_RD is not read at once, after SHUT_RDWR not answered by RST
+            need(not e.peer.rd_shut, "known: sent after SHUT_RD")
             need(e.peer.unread + n <= CAPACITY)
             w = self.waiter(e.peer)
             # what is beyond the waiting call's share waits for the next one

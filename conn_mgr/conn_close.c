@@ -45,7 +45,7 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 		uint64_t m;
 
 		/* Both directions have ended: TCP would be closed (tcp(7), inet_shutdown). */
-		if (c->reset || c->broken ||
+		if (c->reset || c->broken || (c->sm.tx == RS_TX_RAW && rs_conn_tcp_closed(c)) ||
 		    (c->sm.fin_wanted && (c->sm.rx_fin_known || c->sm.rx_eof ||
 					  (c->sm.rx == RS_RX_FAST && rs_chan_rx_fin(&c->ch, &m)))))
 			r = -ENOTCONN;

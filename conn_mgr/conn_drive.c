@@ -362,23 +362,29 @@ void rs_conn_take_control(struct rs_conn *c)
 	}
 }
 
+bool rs_conn_tcp_closed(const struct rs_conn *c)
+{
+	struct tcp_info ti = { 0 };
+	socklen_t len = sizeof(ti);
+
+	return rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) == 0 &&
+	       ti.tcpi_state == 7; /* TCP_CLOSE */
+}
+
 /*
  * RST behind the peer's FIN: nothing is left to read that would tell, but TCP is closed although our
  * direction is open. As tcp_reset() does it in CLOSE_WAIT: EPIPE, and what came before stays readable.
  */
 static void check_reset_after_fin(struct rs_conn *c)
 {
-	struct tcp_info ti = { 0 };
-	socklen_t len = sizeof(ti);
+	socklen_t len = sizeof(c->err);
 
 	if (!c->bound || c->closed || c->broken || c->err || c->sm.fin_wanted || c->sm.dead ||
-	    !c->sm.rx_fin_frame)
-		return;
-	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
-	    ti.tcpi_state != 7 /* TCP_CLOSE */)
+	    !c->sm.rx_fin_frame || !rs_conn_tcp_closed(c))
 		return;
 	c->broken = true;
-	c->err = EPIPE;
+	/* The kernel's error, unless it has told it already: the program must have it once. */
+	rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_ERROR, &c->err, &len);
 	rs_conn_ring(c);
 }
 

@@ -54,6 +54,8 @@ void rs_conn_tcp_ended(struct rs_conn *c);
  * RST (EPIPE, for its FIN came before).
  */
 void rs_conn_peer_closed(struct rs_conn *c);
+/* Whether RST has come, or both directions have ended, whatever is left to read. */
+bool rs_conn_tcp_closed(const struct rs_conn *c);
 /* Lets go of the slot, and wakes who sleeps there. */
 void rs_conn_detach(struct rs_conn *c);
 

@@ -99,6 +99,7 @@ class Process:
         self.waits = None       # the step of a call that waits
         self.children = []      # not waited for
         self.next_slot = 10
+        self.low = False        # 0, 1 or 2 was closed: a slot may be there, where popen() has its pipe
 
     @property
     def hooked(self):
@@ -395,6 +396,7 @@ class World:
         if p.slots[slot][0].tcp:
             self.idle_end(p, slot)
         self.remove(p, slot)
+        p.low |= slot < 3
         return slot, by_range
 
     def do_closeall(self, p, by_range):
@@ -410,7 +412,7 @@ class World:
     def do_fork(self, p, new, how):
         self.handed([w[0] for w in p.slots.values()])
         q = self.new_process(new, p.kind, p)
-        q.next_slot = p.next_slot
+        q.next_slot, q.low = p.next_slot, p.low
         for slot, (what, cloexec) in p.slots.items():
             self.add(q, slot, what, cloexec)
         if how == "daemon":
@@ -424,6 +426,7 @@ class World:
             self.handed([self.end(p, inetd)])
         self.handed([w[0] for w in p.slots.values()] if inetd >= 0 else self.inherited(p))
         q = self.new_process(new, kind, p)
+        q.low = p.low
         for slot, (what, cloexec) in p.slots.items():
             if not cloexec and not (inetd >= 0 and slot < 3):
                 self.add(q, slot, what)
@@ -458,7 +461,7 @@ class World:
 
     def do_system(self, p, slot, text, by_popen):
         e = self.idle_end(p, slot)
-        need(not p.slots[slot][1] and not e.nonblock)
+        need(not p.slots[slot][1] and not e.nonblock and slot > 2 and not p.low)
         need(e.peer.open and not e.wr_shut and not e.reset)
         need(e.peer.unread + len(text) <= CAPACITY)
         need(not self.waiter(e.peer))
@@ -468,7 +471,8 @@ class World:
 
     def do_popen(self, p, slot, n):
         e = self.idle_end(p, slot)
-        need(not p.slots[slot][1] and not e.nonblock and 0 < n <= min(e.unread, 4000))
+        need(not p.slots[slot][1] and not e.nonblock and slot > 2 and not p.low)
+        need(0 < n <= min(e.unread, 4000))
         self.handed(self.inherited(p))
         e.unread -= n
         return slot, n

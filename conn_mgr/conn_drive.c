@@ -399,9 +399,6 @@ void rs_conn_tcp_event(struct rs_conn *c, uint32_t events)
 	rs_conn_take_control(c);
 	if (c->blocked || c->sm.todo & RS_DO_OUT)
 		rs_conn_flush_out(c);
-	/* RST behind bytes that only the program takes: an entry would go on taking what it sends. */
-	if (events & EPOLLHUP && c->bound && c->sm.tx == RS_TX_ARMED)
-		rs_tx_tcp_closed(&c->sm);
 	rs_conn_settle(c);
 	if (events & (EPOLLERR | EPOLLHUP) && !c->plain)
 		check_reset_after_fin(c);

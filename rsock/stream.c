@@ -363,12 +363,6 @@ static void tx_orphan(struct rs_stream *s)
 	}
 }
 
-void rs_tx_tcp_closed(struct rs_stream *s)
-{
-	if (!s->dead)
-		tx_orphan(s);
-}
-
 /* ---- receiving ---- */
 
 static uint64_t fin_or(const struct rs_stream *s, uint64_t other)

@@ -202,8 +202,6 @@ void rs_rx_landed(struct rs_stream *s, uint64_t tail);
 void rs_rx_tcp_eof(struct rs_stream *s, bool peer_unread);
 /* TCP got RST. */
 void rs_rx_tcp_reset(struct rs_stream *s);
-/* The same, but bytes of the program are before it, and theirs is the kernel's error. */
-void rs_tx_tcp_closed(struct rs_stream *s);
 /* The peer's hint, through the link, that its direction ends at `m`. */
 void rs_rx_fin_hint(struct rs_stream *s, uint64_t m);
 

@@ -18,6 +18,7 @@
 static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll_event *ev)
 {
 	struct rs_item *it, **p = rs_item_find(ep, fd, c);
+	bool silent;
 	int r = 0;
 
 	if (*p) {
@@ -49,6 +50,8 @@ static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll
 		else
 			rs_item_kernel_speaks(&it->watch, c, false);
 	}
+	/* Without a bell nothing would tell of a stream that is fast already. */
+	silent = !it->in_kernel && !RS_GET(ep->bell);
 	rs_unlock(&c->lock);
 	if (r != 0) {
 		free(it);
@@ -59,8 +62,7 @@ static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll
 	it->hash_next = *p;
 	*p = it;
 	RS_SET(ep->items, ep->items + 1);
-	/* Without a bell nothing would tell of a stream that is fast already. */
-	if (!it->in_kernel && !RS_GET(ep->bell))
+	if (silent)
 		rs_conn_leave(c, RS_REASON_NO_FDS, true, 0);
 	return 0;
 }

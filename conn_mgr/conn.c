@@ -49,7 +49,8 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	c = pool;
 	pool = c->free_next;
 	rs_unlock(&pool_lock);
-	memset(c, 0, sizeof(*c));
+	rs_lock(&c->lock); /* somebody may be about to find that it is gone */
+	memset((uint8_t *)c + sizeof(c->lock), 0, sizeof(*c) - sizeof(c->lock));
 	c->fd = fd;
 	c->server = server;
 	c->reason = RS_REASON_STARTING;
@@ -59,6 +60,7 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	if (c->row)
 		c->row->reason = RS_REASON_STARTING;
 	__atomic_store_n(&c->refs, 1, __ATOMIC_RELEASE);
+	rs_unlock(&c->lock);
 	return c;
 }
 

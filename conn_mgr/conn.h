@@ -217,8 +217,10 @@ void rs_conn_fd_added(struct rs_conn *c);
  */
 enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 				    int (*other)(const struct rs_conn *c, int fd));
-/* What the last of the waiting calls does. */
-void rs_conn_close_orphan(struct rs_conn *c);
+/* Told, with no lock held, of a connection that has just become one that nobody can name. */
+extern void (*rs_conn_nameless)(struct rs_conn *c);
+/* Of an orphan: the last of the calls that were in it does what close() would have done. */
+void rs_conn_end_orphan(struct rs_conn *c);
 
 /* ---- paths ---- */
 

@@ -194,10 +194,22 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 	return left;
 }
 
-void rs_conn_close_orphan(struct rs_conn *c)
-{
-	int fd = c->fd;
+void (*rs_conn_nameless)(struct rs_conn *c);
 
+void rs_conn_end_orphan(struct rs_conn *c)
+{
+	bool closes;
+	int fd;
+
+	rs_lock(&c->lock);
+	closes = c->orphan && !c->waiting && !c->orphan_closed;
+	c->orphan_closed |= closes;
+	fd = c->fd;
+	rs_unlock(&c->lock);
+	if (!closes)
+		return;
+	if (rs_conn_nameless)
+		rs_conn_nameless(c);
 	rs_conn_close(c, fd);
 	rs_fd_close(fd);
 	rs_conn_put(c);

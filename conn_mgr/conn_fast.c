@@ -54,6 +54,14 @@ static bool still_there(const struct rs_conn_found *found)
 	return __atomic_load_n(found->entry, __ATOMIC_ACQUIRE) == found->word;
 }
 
+static void unlock(struct rs_conn *c)
+{
+	rs_conn_unlock(c);
+	/* Closed by a handler that interrupted us. */
+	if (__builtin_expect(__atomic_load_n(&c->orphan, __ATOMIC_RELAXED), 0))
+		rs_conn_end_orphan(c);
+}
+
 bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_t n)
 {
 	struct rs_conn *c = found->c;
@@ -72,7 +80,7 @@ bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_
 			c->row->tx_fast_bytes += n;
 		}
 	}
-	rs_conn_unlock(c);
+	unlock(c);
 	return may;
 }
 
@@ -150,6 +158,6 @@ size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n,
 		*empty = c;
 	}
 out:
-	rs_conn_unlock(c);
+	unlock(c);
 	return k;
 }

@@ -130,7 +130,7 @@ static void nest(struct rs_epoll *ep, int fd)
 		rs_lock(&ep->lock);
 		i->next = ep->inner;
 		RS_SET(ep->inner, i);
-		rs_unlock(&ep->lock);
+		rs_epoll_unlock(ep);
 	}
 	rs_epoll_put(inner);
 }
@@ -150,7 +150,7 @@ static void unnest(struct rs_epoll *ep, int fd)
 			p = &i->next;
 		}
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 }
 
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
@@ -200,7 +200,7 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 		errno = EINVAL;
 		r = -1;
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	rs_conn_put(c);
 	return r;
 }

@@ -185,6 +185,7 @@ void rs_process_init(void)
 		*alive_page = 1;
 		rs_alive = alive_page;
 	}
+	rs_conn_nameless = rs_epoll_conn_closed;
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 

@@ -125,6 +125,10 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
+		/* Its memory did not come over the fork. */
+		c->sm.dead = true;
+		c->sm.todo = 0;
+		c->sm.nmsgs = 0;
 	}
 }
 

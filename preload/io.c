@@ -383,7 +383,7 @@ int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)
 ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 {
 	struct rs_conn *c = rs_file_conn(out);
-	uint8_t buf[32768];
+	uint8_t buf[8192]; /* threads may have little stack */
 	off_t at;
 	size_t done = 0;
 

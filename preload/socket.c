@@ -624,6 +624,10 @@ int rsock_getsockopt(int fd, int level, int name, void *val, socklen_t *len)
 			}
 		}
 	}
+	/* It maps what TCP has received. */
+	if (level == IPPROTO_TCP && name == TCP_ZEROCOPY_RECEIVE &&
+	    rs_process_leave_fd(fd, RS_REASON_OPTION) != 0)
+		return fail(-EAGAIN);
 	return rs_real.getsockopt(fd, level, name, val, len);
 }
 

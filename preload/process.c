@@ -2,7 +2,9 @@
 #include "preload/process.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -132,6 +134,18 @@ static void disown(int fd, uintptr_t word, void *arg)
 	}
 }
 
+/*
+ * Data of the first thread, whose destructor tells that it ends while the process goes on: by
+ * pthread_exit(), thrd_exit() or cancellation.
+ */
+static pthread_key_t first_thread = PTHREAD_KEYS_MAX; /* none yet */
+
+static void first_thread_ends(void *value)
+{
+	(void)value;
+	rs_control_main_exits();
+}
+
 static void after_fork_child(void)
 {
 	rs_tid_cache = 0;
@@ -151,6 +165,7 @@ static void after_fork_child(void)
 	rs_epoll_forget();
 	rs_bell_forget();
 	rs_files_each(0, UINT32_MAX, disown, NULL);
+	pthread_setspecific(first_thread, &first_thread); /* it is the one that has forked */
 	forking = 0;
 }
 
@@ -190,6 +205,8 @@ void rs_process_init(void)
 		rs_alive = alive_page;
 	}
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+	if (pthread_key_create(&first_thread, first_thread_ends) == 0)
+		pthread_setspecific(first_thread, &first_thread);
 }
 
 /* ---- exec ---- */

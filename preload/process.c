@@ -22,6 +22,7 @@
 #include "preload/files.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
+#include "rsock/log.h"
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
@@ -470,6 +471,13 @@ void rs_process_exits(void)
 	flush_rest();
 	if (forks && !rs_files_foreign())
 		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
+}
+
+/* quick_exit() ends the process by libc's own _exit(). */
+__attribute__((constructor)) static void hear_of_quick_exit(void)
+{
+	if (at_quick_exit(rs_process_exits) != 0)
+		rs_log(RS_LOG_WARN, "no memory: quick_exit() may lose what TCP has yet to take");
 }
 
 __attribute__((destructor)) static void at_exit(void)

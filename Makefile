@@ -164,7 +164,7 @@ $(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit stress sim conformance apps lab asan tsan
+SUITES := unit libc stress sim conformance apps lab asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
@@ -180,6 +180,9 @@ test: deps
 
 test-unit: $(UNIT)
 	$(call run-suite,unit) --timeout=$(TIMEOUT) $(UNIT)
+# The installed glibc beside docs/libc.md, which classes its functions.
+test-libc: $(PRELOAD_LIB)
+	$(call run-suite,libc) $(call script,tests/libc/run)
 test-stress: $(STRESS)
 	$(call run-suite,stress) --timeout=$(TIMEOUT) $(STRESS)
 test-sim: $(SIM) $(REMOTE) $(SIM_FAULTS)

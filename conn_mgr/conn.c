@@ -162,15 +162,31 @@ void rs_conn_unwatch_tcp(struct rs_conn *c)
 	rs_control_unwatch(c->fd);
 }
 
+/*
+ * Up to which byte of the stream TCP must bring it: to the end that RESUME has told; or, when the peer
+ * gave up an entry that had no MARK yet, to that of what it had put into the ring by then.
+ */
+static uint64_t owed_by_tcp(const struct rs_conn *c)
+{
+	uint64_t in_ring;
+
+	if (!c->bound)
+		return 0;
+	in_ring = c->ch.remote ? 0 : rs_chan_rx_told(&c->ch);
+	return in_ring > c->sm.rx_owed ? in_ring : c->sm.rx_owed;
+}
+
 void rs_conn_become_plain(struct rs_conn *c)
 {
+	uint64_t end;
+
 	if (c->plain)
 		return;
 	rs_conn_unwatch_tcp(c);
 	/* An end before that would be a cut (rs_conn_recv() looks). */
-	if (c->bound && c->sm.rx_owed > c->sm.rx_off && !c->sm.rx_eof)
-		__atomic_store_n(&c->owed, c->krx + (c->sm.rx_owed - c->sm.rx_off),
-				 __ATOMIC_RELAXED);
+	end = owed_by_tcp(c);
+	if (end > c->sm.rx_off && !c->sm.rx_eof)
+		__atomic_store_n(&c->owed, c->krx + (end - c->sm.rx_off), __ATOMIC_RELAXED);
 	if (c->rd_shut && !c->closed)
 		rs_sys2(SYS_shutdown, c->fd, SHUT_RD);
 	if (c->row) {

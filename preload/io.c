@@ -382,13 +382,22 @@ int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)
 
 /* ---- files and pipes ---- */
 
+static bool is_pipe(int fd)
+{
+	struct stat st;
+
+	return rs_sys2(SYS_fstat, fd, &st) == 0 && S_ISFIFO(st.st_mode);
+}
+
 ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 {
 	struct rs_conn *c = rs_file_conn(out);
-	uint8_t buf[32768];
+	uint8_t buf[8192]; /* threads may have little stack */
 	off_t at;
 	size_t done = 0;
 
+	if (!c && !off && rs_file_kind(rs_file(in)) == RS_KIND_CONN && is_pipe(out))
+		return rsock_splice(in, NULL, out, NULL, n, 0);
 	if (!c)
 		return rs_real.sendfile(out, in, off, n);
 	at = off ? *off : (off_t)rs_sys3(SYS_lseek, in, 0, SEEK_CUR);
@@ -443,13 +452,6 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 	else
 		rs_sys3(SYS_lseek, in, at, SEEK_SET);
 	return (ssize_t)done;
-}
-
-static bool is_pipe(int fd)
-{
-	struct stat st;
-
-	return rs_sys2(SYS_fstat, fd, &st) == 0 && S_ISFIFO(st.st_mode);
 }
 
 /* From a stream whose rest only we can read, into a pipe. Result or -errno. */

@@ -2,7 +2,9 @@
 #include "preload/process.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -20,6 +22,7 @@
 #include "preload/files.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
+#include "rsock/log.h"
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
@@ -125,7 +128,23 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
+		/* Its memory did not come over the fork. */
+		c->sm.dead = true;
+		c->sm.todo = 0;
+		c->sm.nmsgs = 0;
 	}
+}
+
+/*
+ * Data of the first thread, whose destructor tells that it ends while the process goes on: by
+ * pthread_exit(), thrd_exit() or cancellation.
+ */
+static pthread_key_t first_thread = PTHREAD_KEYS_MAX; /* none yet */
+
+static void first_thread_ends(void *value)
+{
+	(void)value;
+	rs_control_main_exits();
 }
 
 static void after_fork_child(void)
@@ -147,6 +166,7 @@ static void after_fork_child(void)
 	rs_epoll_forget();
 	rs_bell_forget();
 	rs_files_each(0, UINT32_MAX, disown, NULL);
+	pthread_setspecific(first_thread, &first_thread); /* it is the one that has forked */
 	forking = 0;
 }
 
@@ -187,6 +207,8 @@ void rs_process_init(void)
 	}
 	rs_conn_nameless = rs_epoll_conn_closed;
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+	if (pthread_key_create(&first_thread, first_thread_ends) == 0)
+		pthread_setspecific(first_thread, &first_thread);
 }
 
 /* ---- exec ---- */
@@ -450,6 +472,13 @@ void rs_process_exits(void)
 	flush_rest();
 	if (forks && !rs_files_foreign())
 		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
+}
+
+/* quick_exit() ends the process by libc's own _exit(). */
+__attribute__((constructor)) static void hear_of_quick_exit(void)
+{
+	if (at_quick_exit(rs_process_exits) != 0)
+		rs_log(RS_LOG_WARN, "no memory: quick_exit() may lose what TCP has yet to take");
 }
 
 __attribute__((destructor)) static void at_exit(void)

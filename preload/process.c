@@ -139,6 +139,7 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->holders = NULL; /* we were not counted */
 	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
+		c->sm.dead = true; /* its rings did not come over the fork */
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;

@@ -292,6 +292,25 @@ CASE(fork, child_reads_what_parent_sent_itself, ONE)
 	reap("status", pid);
 }
 
+CASE(fork, child_reads_after_end, 0)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	p_send(&k, "abcdef");
+	p_close(&k);
+	wait_ev(k.fd, POLLRDHUP);
+	pid = fork();
+	if (!pid) {
+		retd("child", recv(k.fd, b, 16, 0), b);
+		ret("end", recv(k.fd, b, 16, 0));
+		_exit(0);
+	}
+	reap("status", pid);
+}
+
 CASE(fork, ping_pong_in_child, 0)
 {
 	struct conn k;

@@ -156,6 +156,11 @@ $(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
 	$(call say,FAULT,$*)$(CC) $(RS_CFLAGS) -DRS_FAULTS_BUILD \
 		-DRS_FAULT_PLANTED=RS_FAULT_ID_$* -o $@ $(REMOTE_SRC) $(REMOTE_CORE)
 
+SETTLE := $(BUILD)/tests/suites/settle.so
+$(SETTLE): $(call obj,tests/suites/settle.c)
+	@mkdir -p $(@D)
+	$(call say,LD,tests/suites/settle.so)$(CC) -shared $(RS_LDFLAGS) -o $@ $^
+
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -196,6 +201,13 @@ test-apps: all $(APPS)
 test-lab: all $(APPS) $(BENCH)
 	$(Q)tests/lab/kernel >/dev/null
 	$(call run-suite,lab) --timeout=2700 $(call script,tests/lab/run)
+
+# The test suites of others, plain and under rsock. Not part of `make test`: it takes ten minutes.
+.PHONY: test-suites
+test-suites:
+	$(Q)tools/deps.sh suites
+	$(Q)$(MAKE) $(JOBS) all $(SETTLE)
+	$(call run-suite,suites) --timeout=3600 tests/suites/run
 
 # The unit and stress programs again, in a build of their own with sanitizers.
 test-asan: SANITIZER := address,undefined
@@ -272,6 +284,7 @@ help:
 		'demo-rdma          the same between two hosts with RDMA devices, and RDMA cut off meanwhile' \
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES)' \
+		'test-suites        the test suites of CPython and libevent, plain and under rsock' \
 		'bench              the benchmarks' \
 		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \

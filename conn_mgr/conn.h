@@ -231,6 +231,8 @@ void rs_conn_end_orphan(struct rs_conn *c);
  * and will not send them again, or, without `consumed`, need not.
  */
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
+/* It is about to leave so that what was not consumed comes again: also when the peer leaves first. */
+void rs_conn_hand_over(struct rs_conn *c);
 /* The stream cannot be had in order: RST. */
 void rs_conn_abort(struct rs_conn *c);
 /* Hands TCP what a leave still owes it, as far as it goes; true: there is more. */

@@ -251,6 +251,16 @@ bool rs_conn_flush(struct rs_conn *c)
 	return flushing;
 }
 
+void rs_conn_hand_over(struct rs_conn *c)
+{
+	if (rs_lock_mine(&c->lock))
+		return; /* a handler that interrupted our own call */
+	rs_lock(&c->lock);
+	if (c->bound)
+		c->sm.handover = true;
+	rs_unlock(&c->lock);
+}
+
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms)
 {
 	uint64_t end = rs_now_ms() + wait_ms;
@@ -263,6 +273,9 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 		c->reason = (uint8_t)why;
 		rs_conn_become_plain(c);
 	} else if (!c->plain && !c->reset) {
+		/* First: the peer's RESUME may be there to be read, and is answered by what we have. */
+		if (consumed)
+			c->sm.handover = true;
 		rs_conn_sync(c);
 		rs_conn_take_control(c);
 		c->sm.refuse = true;

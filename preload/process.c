@@ -40,6 +40,22 @@ static struct rs_lock fork_lock; /* one at a time */
 static __thread uint32_t forking
 	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
 
+/* Before the first leaves: the other end of one may be another of ours, and hear of it at once. */
+static void hand_over(int fd, uintptr_t word, void *arg)
+{
+	struct rs_conn *c;
+
+	(void)fd;
+	(void)arg;
+	if (rs_file_kind(word) != RS_KIND_CONN)
+		return;
+	c = rs_file_pointer(word);
+	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+		return;
+	rs_conn_hand_over(c);
+	rs_conn_put(c);
+}
+
 static void start_leaving(int fd, uintptr_t word, void *arg)
 {
 	struct rs_conn *c;
@@ -81,6 +97,7 @@ static void before_fork(void)
 	if (!rs_lock_mine(&fork_lock))
 		rs_lock(&fork_lock);
 	forking = __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
+	rs_files_each(0, UINT32_MAX, hand_over, NULL);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
@@ -125,6 +142,7 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->holders = NULL; /* we were not counted */
 	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
+		c->sm.dead = true; /* its rings did not come over the fork */
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
@@ -266,6 +284,7 @@ void rs_process_before_spawn(void)
 	enum rs_reason why = RS_REASON_EXEC;
 	uint64_t end = rs_now_ms() + LEAVE_MS;
 
+	rs_files_each(0, UINT32_MAX, hand_over, NULL);
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
 }

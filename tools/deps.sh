@@ -3,6 +3,9 @@
 #
 # deps.sh - install the Debian packages that building, testing and the demo need
 #
+#	deps.sh [suites]
+#
+# With "suites" those too that only `make test-suites` needs.
 # Says nothing and touches nothing when all of them are there. Needs root only to install.
 set -eu
 
@@ -13,7 +16,9 @@ tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iprou
 programs='redis-server redis-tools iperf3 nginx wrk postgresql gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux valgrind'
 lint='clang-format cppcheck'
+suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'
 wanted="$build $tests $programs $lab $lint"
+[ "${1:-}" != suites ] || wanted="$wanted $suites"
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "deps: not a Debian system; see to it that these are installed: $wanted" >&2

@@ -210,6 +210,15 @@ test-suites:
 	$(Q)$(MAKE) $(JOBS) all $(SETTLE)
 	$(call run-suite,suites) --timeout=3600 tests/suites/run
 
+# Engines that spread over hosts: Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ. Takes
+# minutes, and packages of its own; not part of `make test`.
+.PHONY: test-engines
+test-engines:
+	$(Q)tools/deps.sh engines
+	$(Q)$(MAKE) $(JOBS) all
+	$(Q)tests/lab/kernel >/dev/null
+	$(call run-suite,engines) --timeout=2700 "tests/lab/run --folder engines"
+
 # The unit and stress programs again, in a build of their own with sanitizers.
 test-asan: SANITIZER := address,undefined
 test-tsan: SANITIZER := thread
@@ -286,6 +295,7 @@ help:
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES)' \
 		'test-suites        the test suites of CPython and libevent, plain and under rsock' \
+		'test-engines       Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ on three hosts' \
 		'bench              the benchmarks' \
 		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \

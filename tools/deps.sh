@@ -1,11 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 #
-# deps.sh - install the Debian packages that building, testing and the demo need
+# deps.sh [LIST...] - install the Debian packages that building, testing and the demo need
 #
-#	deps.sh [suites]
-#
-# With "suites" those too that only `make test-suites` needs.
+# With the name of a list below, those that a target of its own needs too: `deps.sh engines`.
 # Says nothing and touches nothing when all of them are there. Needs root only to install.
 set -eu
 
@@ -16,9 +14,15 @@ tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iprou
 programs='redis-server redis-tools iperf3 nginx wrk postgresql gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux valgrind'
 lint='clang-format cppcheck'
-suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'
 wanted="$build $tests $programs $lab $lint"
-[ "${1:-}" != suites ] || wanted="$wanted $suites"
+
+# shellcheck disable=SC2034
+suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'
+# shellcheck disable=SC2034
+engines='redis-server openmpi-bin python3-mpi4py rabbitmq-server python3-pika'
+for list in "$@"; do
+	eval "wanted=\"\$wanted \$$list\""
+done
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "deps: not a Debian system; see to it that these are installed: $wanted" >&2

@@ -45,11 +45,11 @@ def openmpi(lab, plain=""):
     check({row["host"] for row in said} == set("abc"), "%s" % said)
 
 
-@needs(hosts=3, memory="1G", timeout=200)
+@needs(hosts=3, memory="1G", timeout=600)
 def case_openmpi(lab):
     openmpi(lab)
 
 
-@needs(hosts=3, memory="1G", timeout=200)
+@needs(hosts=3, memory="1G", timeout=600)
 def case_openmpi_with_one_plain_host(lab):
     openmpi(lab, plain="c")

@@ -121,11 +121,11 @@ def replication_case(lab, plain=""):
         until(lambda: sums(them, host) == here, 20, "not what the new primary has")
 
 
-@needs(hosts=3, memory="1G", timeout=300)
+@needs(hosts=3, memory="1G", timeout=600)
 def case_postgresql_replication(lab):
     replication_case(lab)
 
 
-@needs(hosts=3, memory="1G", timeout=300)
+@needs(hosts=3, memory="1G", timeout=600)
 def case_postgresql_replication_with_one_plain_host(lab):
     replication_case(lab, plain="c")

@@ -38,13 +38,18 @@ class Cluster:
         self.servers[host.name] = host.spawn([*prefix(host, self.plain), BIN + "rabbitmq-server"], env=env)
 
     def wait_started(self, host):
-        self.servers[host.name].wait_line("Server startup complete", 120)
+        self.servers[host.name].wait_line("Server startup complete", 300)
 
     def create(self):
+        first, *others = self.hosts
         for host in self.hosts:
             host.run("rm -rf /tmp/rabbitmq /tmp/rabbitmq-*", check=True)
             host.put("/tmp/rabbitmq.conf", CONFIG)
+        self.start(first)
+        self.wait_started(first)
+        for host in others:  # these join it
             self.start(host)
+        for host in others:
             self.wait_started(host)
 
     def load(self, host, what, servers, first, count):
@@ -92,11 +97,11 @@ def rabbitmq(lab, plain=""):
     check(not said["failures"], said)
 
 
-@needs(hosts=3, memory="1G", timeout=420)
+@needs(hosts=3, memory="1G", timeout=900)
 def case_rabbitmq_cluster(lab):
     rabbitmq(lab)
 
 
-@needs(hosts=3, memory="1G", timeout=420)
+@needs(hosts=3, memory="1G", timeout=900)
 def case_rabbitmq_cluster_with_one_plain_host(lab):
     rabbitmq(lab, plain="c")

@@ -71,7 +71,8 @@ xferlog_enable=NO
 
 
 @program("rsync daemon", "rsync", "C; select; a process for each connection, forked",
-         "rsync: a tree of 200 files and 3 MiB, each way")
+         "rsync: a tree of 200 files and 3 MiB, each way", tcp=("forked",),
+         remark="both ends fork while they use the connection")
 def rsync(cell):
     port = cell.port()
     cell.blob("there/big", 3 << 20)
@@ -91,7 +92,7 @@ def rsync(cell):
 
 
 @program("git daemon", "git", "C; poll; forks and executes itself for each connection",
-         "git clone, 3 MiB; git ls-remote", tcp=("exec", "forked"),
+         "git clone, 3 MiB; git ls-remote", tcp=("exec", "forked", "starting"),
          remark="the service gets the socket as its standard input and output")
 def git(cell):
     port, repo = cell.port(), cell.tmp + "/repo"
@@ -124,7 +125,7 @@ def nbd(cell):
 
 
 @program("Dovecot", "dovecot-imapd", "C; its own loop on epoll; login processes pass the socket on",
-         "curl: IMAP, a mail of 2 MB", tcp=("passed",),
+         "curl: IMAP, a mail of 2 MB", tcp=("passed", "starting"),
          remark="the login process passes the socket to the one for this user")
 def dovecot(cell):
     port = cell.port()

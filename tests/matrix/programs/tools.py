@@ -36,10 +36,10 @@ def qperf(cell):
 def netcat(kind, listen, connect):
     @program("netcat (%s)" % kind, "netcat-" + kind,
              "C; %s; one thread" % {"openbsd": "poll", "traditional": "select"}[kind],
-             "8 MiB each way at once")
+             "32 MiB each way at once")
     def test(cell):
         port = cell.port()
-        there, back = cell.blob("there", 8 << 20), cell.blob("back", (8 << 20) - 1)
+        there, back = cell.blob("there", 32 << 20), cell.blob("back", (32 << 20) - 1)
         nc = "nc." + kind
         with open(back, "rb") as source:
             cell.server([nc] + listen + [port], port, once=True, stdin=source)
@@ -51,11 +51,11 @@ netcat("traditional", ["-l", "-q", 2, "-s", HOST, "-p"], ["-q", 2])
 
 
 @program("socat", "socat", "C; select; a process for each connection, forked",
-         "8 MiB there and back, twice; a program (cat) behind it")
+         "32 MiB there and back, twice; a program (cat) behind it")
 def socat(cell):
-    blob = cell.blob("blob", 8 << 20)
+    blob = cell.blob("blob", 32 << 20)
     for behind in ("PIPE", "EXEC:cat"):
         port = cell.port()
-        cell.server(["socat", "-t5", "TCP-LISTEN:%d,bind=%s,fork,reuseaddr" % (port, HOST), behind], port)
+        cell.server(["socat", "-t60", "TCP-LISTEN:%d,bind=%s,fork,reuseaddr" % (port, HOST), behind], port)
         for _ in range(2):
-            cell.client(["socat", "-t5", "-", "TCP:%s:%d" % (HOST, port)], stdin=blob, digest=True)
+            cell.client(["socat", "-t60", "-", "TCP:%s:%d" % (HOST, port)], stdin=blob, digest=True)

@@ -6,23 +6,22 @@ from cell import HOST
 from children import PYTHON
 from programs import program
 
-MANY = 100  # requests of curl on one connection
+MANY = 200  # requests on one connection, until it has moved
 
 
 def fetch(cell, port, keep_alive=True, scheme="http", more=()):
-    """curl: a file at once, one that fills all buffers slowly, and a small one many times on one connection."""
+    """curl: a file; a small one many times and a big one after that, on one connection; none."""
     url = "%s://%s:%d/" % (scheme, HOST, port)
     curl = ["curl", "-sS", "-f"] + list(more)
     cell.client(curl + [url + "file"], digest=True)
-    cell.client(curl + ["--limit-rate", "16M", url + "big"], digest=True)
     if keep_alive:
-        cell.client(curl + [url + "small"] * MANY)
+        cell.client(curl + [url + "small"] * MANY + [url + "big"], digest=True)
     cell.client(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}"] + list(more) + [url + "none"])
 
 
 def content(cell):
     """The folder with what fetch() asks for."""
-    cell.blob("www/big", 16 << 20)
+    cell.blob("www/big", 6 << 20)
     cell.blob("www/file", 1 << 20)
     cell.file("www/small", "small file\n")
     return cell.tmp + "/www"
@@ -118,16 +117,16 @@ def lighttpd(cell):
 @program("Python http.server", "python3", "Python; a thread for each connection", "curl")
 def http_server(cell):
     port = cell.port()
-    cell.server([PYTHON, "-m", "http.server", port, "--bind", HOST, "--directory", content(cell)],
-                port, signal.SIGINT, quiet=True)
-    fetch(cell, port, keep_alive=False)
+    cell.server([PYTHON, "-m", "http.server", port, "--bind", HOST, "--directory", content(cell),
+                 "--protocol", "HTTP/1.1"], port, signal.SIGINT, quiet=True)
+    fetch(cell, port)
 
 
 @program("gunicorn", "gunicorn", "Python; prefork: 2 workers of 4 threads that accept", "ab -k, curl")
 def gunicorn(cell):
     port = cell.port()
     cell.file("wsgi.py", """\
-BIG = bytes(range(256)) * 65536
+BIG = bytes(range(256)) * 24576
 def app(environ, start):
     path = environ["PATH_INFO"]
     body = {"/big": BIG, "/file": BIG[:1 << 20], "/small": b"small file\\n"}.get(path, b"")
@@ -148,6 +147,9 @@ def php(cell):
     cell.server(["php", "-n", "-q", "-S", "%s:%d" % (HOST, port), "-t", content(cell)], port,
                 signal.SIGINT, quiet=True)
     fetch(cell, port, keep_alive=False)
+    # without keep-alive: the file comes when the connection has had time to move
+    cell.file("www/slow.php", "<?php usleep(300000); readfile('big');")
+    cell.client(["curl", "-sS", "http://%s:%d/slow.php" % (HOST, port)], digest=True)
 
 
 @program("Node.js http", "nodejs", "JavaScript; libuv on epoll; one thread for I/O",

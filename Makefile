@@ -91,9 +91,10 @@ $(BUILD)/obj/%.o: %.c
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
+# Its functions call each other, not a program's own of the same name, which may call ours (Erlang).
 $(PRELOAD_LIB): $(ALL_OBJ) preload/librsock-preload.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=preload/librsock-preload.map \
-		-Wl,-z,nodelete -Wl,-z,initfirst -Wl,-z,defs -o $@ $(ALL_OBJ)
+		-Wl,-Bsymbolic-functions -Wl,-z,nodelete -Wl,-z,initfirst -Wl,-z,defs -o $@ $(ALL_OBJ)
 
 $(API_LIB): $(API_OBJ) rsock/librsock.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=rsock/librsock.map \

@@ -3,6 +3,7 @@
 from cell import HOST
 from children import PYTHON
 from programs import program
+from programs.stores import wait_for
 
 
 @program("Mosquitto", "mosquitto", "C; its own loop on epoll; one thread",
@@ -87,11 +88,11 @@ def zeromq(cell):
 
 
 @program("BIND", "bind9", "C; libuv on epoll; several threads",
-         "dig +tcp, 100 questions on as many connections; zone transfer of 5000 records")
+         "dig +tcp, 100 questions on as many connections; zone transfer of 20000 records")
 def bind(cell):
     port = cell.port()
     cell.file("zone", "$TTL 60\n@ SOA a b 1 60 60 60 60\n@ NS a\na A 127.0.0.1\n" + "".join(
-        "n%d A 10.0.%d.%d\n" % (i, i >> 8, i & 255) for i in range(5000)))
+        "n%d A 10.0.%d.%d\n" % (i, i >> 8, i & 255) for i in range(20000)))
     conf = cell.file("conf", """\
 options {
 	directory "%(tmp)s";
@@ -108,6 +109,8 @@ zone "example" { type primary; file "zone"; };
 """ % {"tmp": cell.tmp, "port": port, "host": HOST})
     names = cell.file("names", "".join("n%d.example A\n" % (i * 37) for i in range(100)))
     cell.server(["named", "-g", "-4", "-n", 2, "-c", conf], port, quiet=True)
+    # it listens before it has read the zone
+    wait_for(["sh", "-c", "dig @%s -p %d +tcp +short example soa | grep -q ." % (HOST, port)], cell)
     dig = ["dig", "@" + HOST, "-p", port, "+tcp", "+nostats", "+nocmd"]
     cell.client(dig + ["+short", "-f", names])
     for _ in range(3):

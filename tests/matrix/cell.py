@@ -23,7 +23,7 @@ OWN = {"option", "call", "forked", "exec", "passed"}
 class Watch(threading.Thread):
     """Asks `rsock stat --json` again and again about our children's connections on some ports."""
 
-    PERIOD = 0.05
+    PERIOD = 0.02
 
     def __init__(self, ports):
         super().__init__(daemon=True)

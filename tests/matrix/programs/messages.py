@@ -30,7 +30,7 @@ def ask(line, body=None):
     s.sendall(line + b'\\r\\n' + (body + b'\\r\\n' if body is not None else b''))
     return f.readline().split()
 total = 0
-for i in range(1500):
+for i in range(6000):
     body = b'%%d ' %% i * (i %% 500)
     assert ask(b'put 0 0 60 %%d' %% len(body), body)[0] == b'INSERTED'
     if i %% 3:
@@ -42,7 +42,7 @@ print(total)
 
 
 @program("beanstalkd", "beanstalkd", "C; its own loop on epoll; one thread",
-         "a Python client: 1500 jobs put, reserved, deleted")
+         "a Python client: 6000 jobs put, reserved, deleted")
 def beanstalkd(cell):
     port = cell.port()
     cell.server(["beanstalkd", "-l", HOST, "-p", port], port)
@@ -66,7 +66,7 @@ def ask(url):
     s = c.socket(zmq.REQ)
     s.connect(url)
     h = hashlib.sha256()
-    for i in range(1500):
+    for i in range(6000):
         m = [b'ask', b'%d ' % i * (i % 2000)]
         s.send_multipart(m)
         digest, body = s.recv_multipart()

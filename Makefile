@@ -177,7 +177,7 @@ run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results
 script = $(wildcard $(1))
 JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: test $(addprefix test-,$(SUITES) san)
+.PHONY: test test-matrix $(addprefix test-,$(SUITES) san)
 test: deps
 	$(Q)rm -f $(RESULTS)
 	$(Q)$(MAKE) $(JOBS) -k all programs || :
@@ -197,6 +197,11 @@ test-conformance: all $(CONFORMANCE)
 	$(call run-suite,conformance) --timeout=1200 $(call script,tests/conformance/run)
 test-apps: all $(APPS)
 	$(call run-suite,apps) --timeout=1800 $(call script,tests/apps/run)
+
+# Many programs of Debian in every pairing. Not in `make test`: it installs what they are.
+test-matrix: all
+	$(Q)tools/deps.sh matrix
+	$(call run-suite,matrix) --timeout=1200 tests/matrix/run
 
 # Two hosts with RDMA devices, as guests of this machine (tests/lab/README.md).
 test-lab: all $(APPS) $(BENCH)
@@ -296,6 +301,7 @@ help:
 		'test-SUITE         one suite: $(SUITES)' \
 		'test-suites        the test suites of CPython and libevent, plain and under rsock' \
 		'test-engines       Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ on three hosts' \
+		'test-matrix        many programs of Debian, plain and under rsock (docs/matrix.md)' \
 		'bench              the benchmarks' \
 		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \

@@ -57,8 +57,6 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	c->spin = rs_config.spin_us;
 	rs_stream_init(&c->sm, &cfg);
 	c->row = rs_row_new(fd, server);
-	if (c->row)
-		c->row->reason = RS_REASON_STARTING;
 	__atomic_store_n(&c->refs, 1, __ATOMIC_RELEASE);
 	rs_unlock(&c->lock);
 	return c;

@@ -484,6 +484,12 @@ static long by_name(long n, const long a[6])
 	}
 }
 
+/* Not for threads and vfork, which share our memory, nor with a stack from where we could not return. */
+static bool forks(long n, const long a[6])
+{
+	return n == SYS_fork || (n == SYS_clone && !(a[0] & CLONE_VM) && a[1] == 0);
+}
+
 EXPORT long syscall(long n, ...)
 {
 	long a[6], r;
@@ -505,7 +511,10 @@ EXPORT long syscall(long n, ...)
 		pthread_setcancelstate(cancel, NULL);
 		return r;
 	}
-	r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if (forks(n, a))
+		r = rs_process_clone(n, a);
+	else
+		r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
 	if ((unsigned long)r > -4096UL) {
 		errno = (int)-r;
 		return -1;

@@ -193,6 +193,19 @@ void rs_process_forked(void)
 	after_fork_child();
 }
 
+long rs_process_clone(long n, const long a[6])
+{
+	long r;
+
+	before_fork();
+	r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if (r == 0)
+		after_fork_child();
+	else
+		after_fork_parent();
+	return r;
+}
+
 /*
  * The linker is told to run this before all other constructors (-z initfirst): they call what we
  * interpose. That is before libc has set `environ`.

@@ -18,6 +18,8 @@ extern long rs_process_pid; /* of the process whose memory this is */
 void rs_process_init(void);
 /* In a child that no fork handler saw. */
 void rs_process_forked(void);
+/* fork or clone by syscall(): no fork handler sees it either. The kernel's answer. */
+long rs_process_clone(long n, const long a[6]);
 /* Before exec or spawn: streams that the new program would inherit become plain. */
 void rs_process_before_exec(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */

@@ -20,6 +20,13 @@ wanted="$build $tests $programs $lab $lint"
 suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'
 # shellcheck disable=SC2034
 engines='redis-server openmpi-bin python3-mpi4py rabbitmq-server python3-pika'
+# shellcheck disable=SC2034
+matrix='memcached libmemcached-tools mariadb-server mariadb-client etcd-server etcd-client
+	apache2 apache2-utils lighttpd gunicorn php-cli nodejs haproxy stunnel4 openssl tinyproxy squid
+	openssh-server openssh-client vsftpd lftp rsync nbdkit libnbd-bin dovecot-imapd
+	mosquitto mosquitto-clients beanstalkd python3-zmq bind9 bind9-dnsutils
+	sockperf qperf netcat-openbsd netcat-traditional socat
+	perl ruby tcl lua5.4 lua-socket erlang-base openjdk-17-jdk-headless'
 for list in "$@"; do
 	eval "wanted=\"\$wanted \$$list\""
 done

@@ -56,6 +56,25 @@ CASE(fork, child_reads, 0)
 	retd("parent", recv(k.fd, b, 16, 0), b);
 }
 
+/* No fork handler runs. */
+CASE(fork, by_number_child_reads, 0)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!pid) {
+		drop_peer(&k);
+		retd("child", recv(k.fd, b, 3, 0), b);
+		_exit(0);
+	}
+	p_send(&k, "abcdef");
+	reap("status", pid);
+	retd("parent", recv(k.fd, b, 16, 0), b);
+}
+
 CASE(fork, parent_reads_first, 0)
 {
 	struct conn k;

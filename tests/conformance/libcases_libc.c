@@ -594,7 +594,7 @@ static void owes(int fd)
 {
 	nonblock(fd, true);
 	*owed = fill(fd);
-	set_int(fd, SOL_SOCKET, SO_SNDBUF, 4096); /* TCP takes little at a time now */
+	set_int(fd, SOL_SOCKET, SO_SNDBUF, 65536); /* TCP takes little at a time now */
 	fcntl(fd, F_SETOWN, getpid());
 }
 

@@ -142,11 +142,10 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->holders = NULL; /* we were not counted */
 	if (!c->plain && !(c->fresh && c->holders && forking)) {
 		c->bound = false;
-		c->sm.dead = true; /* its rings did not come over the fork */
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
-		/* Its memory did not come over the fork. */
+		/* Its rings did not come over the fork. */
 		c->sm.dead = true;
 		c->sm.todo = 0;
 		c->sm.nmsgs = 0;

@@ -65,6 +65,8 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 void rs_conns_forget(void)
 {
 	pool_lock.word = 0;
+	/* A thread that the child does not have may have been about to find that one of these is gone. */
+	pool = NULL;
 }
 
 bool rs_conn_get(struct rs_conn *c)

@@ -131,6 +131,7 @@ static void forget_one(int fd, uintptr_t word, void *arg)
 		return;
 	ep = rs_file_pointer(word);
 	ep->lock.word = 0;
+	ep->stale = false;
 	ep->ready_lock.word = 0;
 	ep->mark_lock.word = 0;
 	ep->bell = 0;

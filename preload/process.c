@@ -40,17 +40,24 @@ static struct rs_lock fork_lock; /* one at a time */
 static __thread uint32_t forking
 	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
 
+/* With a reference; NULL: nothing that has to leave. */
+static struct rs_conn *not_plain(uintptr_t word)
+{
+	struct rs_conn *c = rs_file_pointer(word);
+
+	if (rs_file_kind(word) != RS_KIND_CONN || __atomic_load_n(&c->plain, __ATOMIC_RELAXED))
+		return NULL;
+	return rs_conn_get(c) ? c : NULL;
+}
+
 /* Before the first leaves: the other end of one may be another of ours, and hear of it at once. */
 static void hand_over(int fd, uintptr_t word, void *arg)
 {
-	struct rs_conn *c;
+	struct rs_conn *c = not_plain(word);
 
 	(void)fd;
 	(void)arg;
-	if (rs_file_kind(word) != RS_KIND_CONN)
-		return;
-	c = rs_file_pointer(word);
-	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+	if (!c)
 		return;
 	rs_conn_hand_over(c);
 	rs_conn_put(c);
@@ -58,13 +65,10 @@ static void hand_over(int fd, uintptr_t word, void *arg)
 
 static void start_leaving(int fd, uintptr_t word, void *arg)
 {
-	struct rs_conn *c;
+	struct rs_conn *c = not_plain(word);
 
 	(void)fd;
-	if (rs_file_kind(word) != RS_KIND_CONN)
-		return;
-	c = rs_file_pointer(word);
-	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+	if (!c)
 		return;
 	if (!forking || !rs_accepted_share(c, forking))
 		rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
@@ -74,13 +78,10 @@ static void start_leaving(int fd, uintptr_t word, void *arg)
 static void finish_leaving(int fd, uintptr_t word, void *arg)
 {
 	uint64_t end = *(uint64_t *)arg, now = rs_now_ms();
-	struct rs_conn *c;
+	struct rs_conn *c = not_plain(word);
 
 	(void)fd;
-	if (rs_file_kind(word) != RS_KIND_CONN)
-		return;
-	c = rs_file_pointer(word);
-	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+	if (!c)
 		return;
 	if (!forking || !c->holders)
 		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
@@ -237,7 +238,8 @@ void rs_process_init(void)
 	}
 	rs_conn_nameless = rs_epoll_conn_closed;
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-	if (pthread_key_create(&first_thread, first_thread_ends) == 0)
+	if (pthread_key_create(&first_thread, first_thread_ends) == 0 &&
+	    rs_sys0(SYS_gettid) == rs_process_pid)
 		pthread_setspecific(first_thread, &first_thread);
 }
 

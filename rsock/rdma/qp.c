@@ -15,7 +15,7 @@
 #include "rsock/wire.h"
 
 #define SEND_DEPTH 256u
-#define RECV_DEPTH 512u /* a multiple of RS_QP_RECYCLE */
+#define RECV_DEPTH 512u
 #define SIGNAL_EVERY 32u
 #define INLINE_MAX 64u
 /*
@@ -24,6 +24,8 @@
  */
 #define ACK_TIMEOUT 14
 #define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
+
+_Static_assert(RECV_DEPTH % RS_QP_RECYCLE == 0, "they are posted together");
 
 /* ---- making ---- */
 

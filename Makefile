@@ -92,9 +92,10 @@ $(BUILD)/obj/%.o: %.c
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
+# -Bsymbolic-functions: a program may have functions of the same names, which are not meant here.
 $(PRELOAD_LIB): $(ALL_OBJ) preload/librsock-preload.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=preload/librsock-preload.map \
-		-Wl,-z,nodelete -Wl,-z,initfirst -Wl,-z,defs -o $@ $(ALL_OBJ)
+		-Wl,-Bsymbolic-functions -Wl,-z,nodelete -Wl,-z,initfirst -Wl,-z,defs -o $@ $(ALL_OBJ)
 
 $(API_LIB): $(API_OBJ) rsock/librsock.map
 	$(call say,LD,$(@F))$(CC) -shared $(RS_LDFLAGS) -Wl,--version-script=rsock/librsock.map \
@@ -163,6 +164,11 @@ $(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
 	$(call say,FAULT,$*)$(CC) $(RS_CFLAGS) -DRS_FAULTS_BUILD \
 		-DRS_FAULT_PLANTED=RS_FAULT_ID_$* -o $@ $(REMOTE_SRC) $(REMOTE_CORE)
 
+SETTLE := $(BUILD)/tests/suites/settle.so
+$(SETTLE): $(call obj,tests/suites/settle.c)
+	@mkdir -p $(@D)
+	$(call say,LD,tests/suites/settle.so)$(CC) -shared $(RS_LDFLAGS) -o $@ $^
+
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -171,14 +177,14 @@ $(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit stress sim conformance luck apps lab asan tsan
+SUITES := unit libc stress sim conformance luck apps lab asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
 script = $(wildcard $(1))
 JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-.PHONY: test $(addprefix test-,$(SUITES) san)
+.PHONY: test test-matrix $(addprefix test-,$(SUITES) san)
 test: deps
 	$(Q)rm -f $(RESULTS)
 	$(Q)$(MAKE) $(JOBS) -k all programs || :
@@ -187,6 +193,9 @@ test: deps
 
 test-unit: $(UNIT)
 	$(call run-suite,unit) --timeout=$(TIMEOUT) $(UNIT)
+# The installed glibc beside docs/libc.md, which classes its functions.
+test-libc: $(PRELOAD_LIB)
+	$(call run-suite,libc) $(call script,tests/libc/run)
 test-stress: $(STRESS)
 	$(call run-suite,stress) --timeout=$(TIMEOUT) $(STRESS)
 test-sim: $(SIM) $(REMOTE) $(SIM_FAULTS)
@@ -198,10 +207,31 @@ test-luck: all $(LUCK)
 test-apps: all $(APPS)
 	$(call run-suite,apps) --timeout=1800 $(call script,tests/apps/run)
 
+# Many programs of Debian in every pairing. Not in `make test`: it installs what they are.
+test-matrix: all
+	$(Q)tools/deps.sh matrix
+	$(call run-suite,matrix) --timeout=1200 tests/matrix/run
+
 # Two hosts with RDMA devices, as guests of this machine (tests/lab/README.md).
 test-lab: all $(APPS) $(BENCH)
 	$(Q)tests/lab/kernel >/dev/null
 	$(call run-suite,lab) --timeout=2700 $(call script,tests/lab/run)
+
+# The test suites of others, plain and under rsock. Not part of `make test`: it takes ten minutes.
+.PHONY: test-suites
+test-suites:
+	$(Q)tools/deps.sh suites
+	$(Q)$(MAKE) $(JOBS) all $(SETTLE)
+	$(call run-suite,suites) --timeout=3600 tests/suites/run
+
+# Engines that spread over hosts: Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ. Takes
+# minutes, and packages of its own; not part of `make test`.
+.PHONY: test-engines
+test-engines:
+	$(Q)tools/deps.sh engines
+	$(Q)$(MAKE) $(JOBS) all
+	$(Q)tests/lab/kernel >/dev/null
+	$(call run-suite,engines) --timeout=2700 "tests/lab/run --folder engines"
 
 # The unit and stress programs again, in a build of their own with sanitizers.
 test-asan: SANITIZER := address,undefined
@@ -278,6 +308,9 @@ help:
 		'demo-rdma          the same between two hosts with RDMA devices, and RDMA cut off meanwhile' \
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES)' \
+		'test-suites        the test suites of CPython and libevent, plain and under rsock' \
+		'test-engines       Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ on three hosts' \
+		'test-matrix        many programs of Debian, plain and under rsock (docs/matrix.md)' \
 		'bench              the benchmarks' \
 		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \

@@ -29,17 +29,23 @@ def preload_env(command):
     return env, None
 
 
-def are_fast(pids):
-    """Are the streams of these processes on the fast path? None: no stream there, or no answer."""
+def streams_of(pids):
+    """What `rsock stat` says of these processes; None: no answer."""
     try:
         streams = []
         for pid in pids:
             text = subprocess.run([_command, "stat", "--json", str(pid)], capture_output=True,
                                   timeout=5, check=True, text=True).stdout
             streams += [s for s in json.loads(text) if s["pid"] == pid]
+        return streams
     except (subprocess.SubprocessError, OSError, ValueError, KeyError):
         return None
-    return _share_is_fast(streams)
+
+
+def are_fast(pids):
+    """Are the streams of these processes on the fast path? None: no stream there, or no answer."""
+    streams = streams_of(pids)
+    return None if streams is None else _share_is_fast(streams)
 
 
 def fast_share(streams):

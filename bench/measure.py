@@ -107,7 +107,7 @@ def chosen(rows, only):
 
 
 class Child:
-    """A program in its own process group, pinned, with its output in files."""
+    """A program in its own process group, pinned to a CPU or (None) not, with its output in files."""
 
     def __init__(self, argv, cpu, env, where):
         self.name = pathlib.Path(argv[0]).name
@@ -116,7 +116,8 @@ class Child:
 
         def settle():
             os.setpgid(0, 0)
-            os.sched_setaffinity(0, {cpu})
+            if cpu is not None:
+                os.sched_setaffinity(0, {cpu})
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
         with open(self.out, "w") as out, open(self.err, "w") as err:

@@ -19,8 +19,11 @@
 #define BACKOFF_FAR_MS 800u /* where each time costs a queue pair, after FAR_SOON times */
 #define FAR_SOON 20
 #define PROBE_MS 50 /* how often short connections are a reason to ask who listens */
-/* Five seconds: a server that has just begun to accept loads the libraries and opens devices first. */
-#define REFUSALS (FAR_SOON + 7)
+/*
+ * Ten seconds, as long as a server waits (accepted.c): one that has just begun to accept loads the
+ * libraries and opens devices first, with the CPU time that its work leaves.
+ */
+#define REFUSALS (FAR_SOON + 12)
 #define REDIRECTS 8 /* over RDMA, for one connection */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
 #define BACKLOG_MS 60000 /* and one of a connection that nobody accepts */

@@ -49,22 +49,24 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	c = pool;
 	pool = c->free_next;
 	rs_unlock(&pool_lock);
-	memset(c, 0, sizeof(*c));
+	rs_lock(&c->lock); /* somebody may be about to find that it is gone */
+	memset((uint8_t *)c + sizeof(c->lock), 0, sizeof(*c) - sizeof(c->lock));
 	c->fd = fd;
 	c->server = server;
 	c->reason = RS_REASON_STARTING;
 	c->spin = rs_config.spin_us;
 	rs_stream_init(&c->sm, &cfg);
 	c->row = rs_row_new(fd, server);
-	if (c->row)
-		c->row->reason = RS_REASON_STARTING;
 	__atomic_store_n(&c->refs, 1, __ATOMIC_RELEASE);
+	rs_unlock(&c->lock);
 	return c;
 }
 
 void rs_conns_forget(void)
 {
 	pool_lock.word = 0;
+	/* A thread that the child does not have may have been about to find that one of these is gone. */
+	pool = NULL;
 }
 
 bool rs_conn_get(struct rs_conn *c)
@@ -160,15 +162,31 @@ void rs_conn_unwatch_tcp(struct rs_conn *c)
 	rs_control_unwatch(c->fd);
 }
 
+/*
+ * Up to which byte of the stream TCP must bring it: to the end that RESUME has told; or, when the peer
+ * gave up an entry that had no MARK yet, to that of what it had put into the ring by then.
+ */
+static uint64_t owed_by_tcp(const struct rs_conn *c)
+{
+	uint64_t in_ring;
+
+	if (!c->bound)
+		return 0;
+	in_ring = c->ch.remote ? 0 : rs_chan_rx_told(&c->ch);
+	return in_ring > c->sm.rx_owed ? in_ring : c->sm.rx_owed;
+}
+
 void rs_conn_become_plain(struct rs_conn *c)
 {
+	uint64_t end;
+
 	if (c->plain)
 		return;
 	rs_conn_unwatch_tcp(c);
 	/* An end before that would be a cut (rs_conn_recv() looks). */
-	if (c->bound && c->sm.rx_owed > c->sm.rx_off && !c->sm.rx_eof)
-		__atomic_store_n(&c->owed, c->krx + (c->sm.rx_owed - c->sm.rx_off),
-				 __ATOMIC_RELAXED);
+	end = owed_by_tcp(c);
+	if (end > c->sm.rx_off && !c->sm.rx_eof)
+		__atomic_store_n(&c->owed, c->krx + (end - c->sm.rx_off), __ATOMIC_RELAXED);
 	if (c->rd_shut && !c->closed)
 		rs_sys2(SYS_shutdown, c->fd, SHUT_RD);
 	if (c->row) {

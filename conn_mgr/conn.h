@@ -63,7 +63,7 @@ enum rs_claim {
 };
 
 struct rs_conn {
-	struct rs_lock lock;
+	struct rs_lock lock; /* the first; stays good when the connection is gone */
 	uint32_t refs; /* file table entries, calls in progress, control thread */
 	bool plain; /* kernel TCP for good */
 	bool fresh; /* accepted, and not used yet: see accepted.h */
@@ -156,8 +156,30 @@ void rs_conn_put(struct rs_conn *c);
 
 /* ---- data ---- */
 
-/* As recv(2)/send(2) with an iovec. Result or -errno. `fd`: the descriptor that the caller used. */
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
+/*
+ * Where somebody found a connection. It need have no reference: connections are never unmapped, and
+ * whoever takes `word` away from there takes the lock before it lets the connection go.
+ */
+struct rs_conn_found {
+	struct rs_conn *c;
+	const uintptr_t *entry;
+	uintptr_t word;
+};
+
+/*
+ * Sends all of one buffer, or receives some of it (or `all`), when that can be done at once on the fast
+ * path and nothing else is to be thought of. False, 0: nothing was done. `*empty`: c, if it has looked,
+ * and the next receive has to wait for the ring.
+ */
+bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_t n);
+size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n, bool all,
+			 const struct rs_conn **empty);
+/*
+ * As recv(2)/send(2) with an iovec. Result or -errno. `fd`: the descriptor that the caller used.
+ * `empty`: what rs_conn_recv_fast() has said just before, or NULL.
+ */
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
+		     const struct rs_conn *empty);
 /* Does not raise SIGPIPE: -EPIPE is for the caller. */
 ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
 /*
@@ -195,8 +217,10 @@ void rs_conn_fd_added(struct rs_conn *c);
  */
 enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 				    int (*other)(const struct rs_conn *c, int fd));
-/* What the last of the waiting calls does. */
-void rs_conn_close_orphan(struct rs_conn *c);
+/* Told, with no lock held, of a connection that has just become one that nobody can name. */
+extern void (*rs_conn_nameless)(struct rs_conn *c);
+/* Of an orphan: the last of the calls that were in it does what close() would have done. */
+void rs_conn_end_orphan(struct rs_conn *c);
 
 /* ---- paths ---- */
 
@@ -207,6 +231,8 @@ void rs_conn_close_orphan(struct rs_conn *c);
  * has ended, or has brought back all that it will.
  */
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
+/* It is about to leave so that what was not consumed comes again: also when the peer leaves first. */
+void rs_conn_hand_over(struct rs_conn *c);
 /* The stream cannot be had in order: RST. */
 void rs_conn_abort(struct rs_conn *c);
 /* Hands TCP what a leave still owes it, as far as it goes; true: there is more. */

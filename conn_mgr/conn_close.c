@@ -194,10 +194,22 @@ enum rs_conn_left rs_conn_fd_closed(struct rs_conn *c, int fd,
 	return left;
 }
 
-void rs_conn_close_orphan(struct rs_conn *c)
-{
-	int fd = c->fd;
+void (*rs_conn_nameless)(struct rs_conn *c);
 
+void rs_conn_end_orphan(struct rs_conn *c)
+{
+	bool closes;
+	int fd;
+
+	rs_lock(&c->lock);
+	closes = c->orphan && !c->waiting && !c->orphan_closed;
+	c->orphan_closed |= closes;
+	fd = c->fd;
+	rs_unlock(&c->lock);
+	if (!closes)
+		return;
+	if (rs_conn_nameless)
+		rs_conn_nameless(c);
 	rs_conn_close(c, fd);
 	rs_fd_close(fd);
 	rs_conn_put(c);
@@ -239,6 +251,16 @@ bool rs_conn_flush(struct rs_conn *c)
 	return flushing;
 }
 
+void rs_conn_hand_over(struct rs_conn *c)
+{
+	if (rs_lock_mine(&c->lock))
+		return; /* a handler that interrupted our own call */
+	rs_lock(&c->lock);
+	if (c->bound)
+		c->sm.handover = true;
+	rs_unlock(&c->lock);
+}
+
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms)
 {
 	uint64_t end = rs_now_ms() + wait_ms;
@@ -251,6 +273,9 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 		c->reason = (uint8_t)why;
 		rs_conn_become_plain(c);
 	} else if (!c->plain && !c->reset) {
+		/* First: the peer's RESUME may be there to be read, and is answered by what we have. */
+		if (consumed)
+			c->sm.handover = true;
 		rs_conn_sync(c);
 		rs_conn_take_control(c);
 		c->sm.refuse = true;

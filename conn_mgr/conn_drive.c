@@ -42,7 +42,7 @@ static void tcp_failed(struct rs_conn *c, long r)
 /* Writes what the state machine owes to TCP. */
 void rs_conn_flush_out(struct rs_conn *c)
 {
-	uint8_t buf[16384];
+	uint8_t buf[8192]; /* threads may have little stack */
 	struct rs_tx_out o;
 	long r;
 

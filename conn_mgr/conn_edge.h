@@ -23,15 +23,8 @@ void rs_conn_become_plain(struct rs_conn *c);
 /* Brings the row of `rsock stat` up to date. */
 void rs_conn_show(struct rs_conn *c);
 
-/* ---- conn_fast.c: these take the lock ---- */
+/* ---- conn_fast.c ---- */
 
-/*
- * Sends all of one buffer, or receives some of it (or `all`), when that can be done at once on the fast
- * path and nothing else is to be thought of. False, 0: nothing was done. `*empty`: it has looked, and
- * the next receive has to wait for the ring.
- */
-bool rs_conn_send_fast(struct rs_conn *c, const struct iovec *iov);
-size_t rs_conn_recv_fast(struct rs_conn *c, const struct iovec *iov, bool all, bool *empty);
 /* Under the lock: whoever receives has to wait for the ring. */
 bool rs_conn_ring_empty(const struct rs_conn *c);
 

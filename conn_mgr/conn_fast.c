@@ -24,33 +24,55 @@ static size_t ring_size(const struct rs_chan *ch, uint8_t tier)
 	return ch->remote ? RS_REMOTE_RING : (size_t)1 << rs_shm_shift[tier];
 }
 
-static bool may_send(const struct rs_conn *c, size_t n)
+/* As rs_chan_tx_room() has it, when it need not think of another ring. */
+static bool fits(struct rs_chan *ch, size_t n)
 {
-	const struct rs_stream *s = &c->sm;
-	const struct rs_chan *ch = &c->ch;
-	size_t size = ring_size(ch, 0);
-	uint64_t from, max;
+	size_t size = ring_size(ch, 0), used = (size_t)(ch->tail - ch->tx_head);
+	uint64_t max;
 
-	if ((c->plain | c->reset | c->broken | s->dead | s->fin_wanted) || c->err ||
-	    s->tx != RS_TX_FAST || ch->tx_tier)
-		return false;
-	from = ch->tx_head > ch->tx_start ? ch->tx_head : ch->tx_start;
+	if (used > size / 2)
+		used = (size_t)(ch->tail - rs_chan_tx_head(ch));
+	if (ch->tail - ch->tx_start < used) /* the rest is in other rings */
+		used = (size_t)(ch->tail - ch->tx_start);
 	max = rs_chan_tx_limit(ch);
-	return (!max || ch->tail - ch->tx_head + n <= max) && ch->tail - from <= size / 2 &&
+	return (!max || ch->tail - ch->tx_head + n <= max) &&
+	       (ch->remote ? used + n <= size : used <= size / 2) &&
 	       (ch->tail & (size - 1)) + n <= size;
 }
 
-bool rs_conn_send_fast(struct rs_conn *c, const struct iovec *iov)
+static bool may_send(struct rs_conn *c, size_t n)
 {
+	const struct rs_stream *s = &c->sm;
+
+	return !(c->plain | c->reset | c->broken | s->dead | s->fin_wanted) && !c->err &&
+	       s->tx == RS_TX_FAST && !c->ch.tx_tier && fits(&c->ch, n);
+}
+
+/* Under its lock: it is not gone, nor has its place been given to another. */
+static bool still_there(const struct rs_conn_found *found)
+{
+	return __atomic_load_n(found->entry, __ATOMIC_ACQUIRE) == found->word;
+}
+
+static void unlock(struct rs_conn *c)
+{
+	rs_conn_unlock(c);
+	/* Closed by a handler that interrupted us. */
+	if (__builtin_expect(__atomic_load_n(&c->orphan, __ATOMIC_RELAXED), 0))
+		rs_conn_end_orphan(c);
+}
+
+bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_t n)
+{
+	struct rs_conn *c = found->c;
 	struct rs_chan *ch = &c->ch;
-	size_t n = iov->iov_len;
 	bool may;
 
-	if (!small(iov->iov_base, n) || !rs_trylock(&c->lock))
+	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return false;
-	may = may_send(c, n);
+	may = still_there(found) && may_send(c, n);
 	if (may) {
-		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), iov->iov_base, n);
+		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), buf, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
 		rs_tx_ring(&c->sm, n);
 		if (c->row) {
@@ -58,7 +80,7 @@ bool rs_conn_send_fast(struct rs_conn *c, const struct iovec *iov)
 			c->row->tx_fast_bytes += n;
 		}
 	}
-	rs_conn_unlock(c);
+	unlock(c);
 	return may;
 }
 
@@ -110,26 +132,32 @@ bool rs_conn_ring_empty(const struct rs_conn *c)
 	       !__atomic_load_n(&c->ch.mine->fin, __ATOMIC_ACQUIRE);
 }
 
-size_t rs_conn_recv_fast(struct rs_conn *c, const struct iovec *iov, bool all, bool *empty)
+size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n, bool all,
+			 const struct rs_conn **empty)
 {
+	struct rs_conn *c = found->c;
 	const uint8_t *from;
-	size_t n = iov->iov_len, k;
+	size_t k = 0;
 
-	if (!small(iov->iov_base, n) || !rs_trylock(&c->lock))
+	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return 0;
+	if (!still_there(found))
+		goto out;
 	k = may_recv(c, n, &from);
 	if (all && k < n)
 		k = 0;
 	if (k) {
-		memcpy(iov->iov_base, from, k);
+		memcpy(buf, from, k);
 		rs_chan_rx_consume(&c->ch, c->sm.rx_off + k);
 		rs_rx_ring(&c->sm, k);
 		if (c->row) {
 			c->row->rx_bytes = c->sm.rx_off;
 			c->row->rx_fast_bytes += k;
 		}
+	} else if (rs_conn_ring_empty(c)) { /* may_recv() has looked */
+		*empty = c;
 	}
-	*empty = !k && rs_conn_ring_empty(c); /* may_recv() has looked */
-	rs_conn_unlock(c);
+out:
+	unlock(c);
 	return k;
 }

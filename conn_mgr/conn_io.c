@@ -394,20 +394,15 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 	}
 }
 
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
+		     const struct rs_conn *empty)
 {
 	struct rs_waiter w;
-	bool empty = false;
 	ssize_t r;
 
-	if (n == 1 && !(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL))) {
-		r = (ssize_t)rs_conn_recv_fast(c, iov, flags & MSG_WAITALL, &empty);
-		if (r)
-			return r;
-	}
 	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
-	r = do_recv(&w, iov, n, flags, empty);
+	r = do_recv(&w, iov, n, flags, empty == c);
 	rs_waiter_end(&w);
 	return r;
 }
@@ -632,8 +627,6 @@ ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t 
 	struct rs_waiter w;
 	ssize_t r;
 
-	if (n == 1 && !(flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) && rs_conn_send_fast(c, iov))
-		return (ssize_t)iov->iov_len;
 	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_SNDTIMEO);
 	r = do_send(&w, iov, n, flags);

@@ -36,7 +36,7 @@ static uint32_t running;
 static uint32_t pausing; /* the thread is to end, its work to wait */
 static pthread_t thread;
 static bool joinable;
-static uint32_t main_exited; /* main() called pthread_exit() */
+static uint32_t main_exited; /* the first thread is ending, and the process is not */
 static uint32_t self_tid;
 static struct rs_conn *added; /* stack of new connections (lock-free push) */
 static uint64_t next_due = UINT64_MAX; /* ms */
@@ -440,10 +440,25 @@ void rs_control_exit(void)
 
 void rs_control_main_exits(void)
 {
-	if (!rs_control_running())
-		return;
+	/* Another thread may yet make a connection, and so start ours. */
 	__atomic_store_n(&main_exited, 1, __ATOMIC_SEQ_CST);
-	rs_control_kick();
+	if (rs_control_running())
+		rs_control_kick();
+}
+
+/* The first thread may have handlers to run after it has said that it ends. */
+static bool main_is_gone(void)
+{
+	char buf[128], *name_end = NULL;
+	long fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC, 0), n;
+
+	if (fd < 0)
+		return false;
+	n = rs_sys3(SYS_read, fd, buf, sizeof(buf));
+	rs_sys1(SYS_close, fd);
+	if (n > 0)
+		name_end = memrchr(buf, ')', (size_t)n);
+	return name_end && name_end + 2 < buf + n && name_end[2] == 'Z';
 }
 
 /*
@@ -457,6 +472,9 @@ static void check_last_thread(void)
 
 	if (!__atomic_load_n(&main_exited, __ATOMIC_RELAXED))
 		return;
+	rs_control_due(rs_now_ms() + 20);
+	if (!main_is_gone())
+		return;
 	fd = rs_sys4(SYS_openat, AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC,
 		     0);
 	if (fd < 0)
@@ -467,7 +485,6 @@ static void check_last_thread(void)
 	rs_sys1(SYS_close, fd);
 	if (count <= 4) /* ".", "..", the first thread, this one */
 		exit(0);
-	rs_control_due(rs_now_ms() + 20);
 }
 
 void rs_control_forget(void)

@@ -31,7 +31,7 @@ bool rs_control_pause(void);
 void rs_control_exit(void);
 /* The process ends: stops the thread, its work is the caller's. False: it does not stop. */
 bool rs_control_stop(void);
-/* main() has called pthread_exit(): the process must end when no other thread of its own is left. */
+/* The first thread ends: the process must end when no other thread of its own is left. */
 void rs_control_main_exits(void);
 /* True on the control thread itself. */
 bool rs_control_self(void);

@@ -9,6 +9,7 @@
 #ifndef CONN_MGR_REAL_H
 #define CONN_MGR_REAL_H
 
+#include <aio.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -20,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <wordexp.h>
 
 /* X(result, name, parameters) */
 #define RS_REAL_CALLS(X)                                                                         \
@@ -81,14 +83,21 @@
 	X(pid_t, _Fork, (void))                                                                  \
 	X(int, unshare, (int))                                                                   \
 	X(int, setns, (int, int))                                                                \
-	X(void, pthread_exit, (void *))                                                          \
 	X(void, _exit, (int))                                                                    \
 	X(int, sigaction, (int, const struct sigaction *, struct sigaction *))                   \
 	X(sighandler_t, signal, (int, sighandler_t))                                             \
 	X(sighandler_t, sysv_signal, (int, sighandler_t))                                        \
 	X(sighandler_t, sigset, (int, sighandler_t))                                             \
 	X(int, siginterrupt, (int, int))                                                         \
-	X(int, vdprintf, (int, const char *, va_list))
+	X(int, vdprintf, (int, const char *, va_list))                                           \
+	X(int, aio_read, (struct aiocb *))                                                       \
+	X(int, aio_read64, (struct aiocb64 *))                                                   \
+	X(int, aio_write, (struct aiocb *))                                                      \
+	X(int, aio_write64, (struct aiocb64 *))                                                  \
+	X(int, lio_listio, (int, struct aiocb *const *, int, struct sigevent *))                 \
+	X(int, lio_listio64, (int, struct aiocb64 *const *, int, struct sigevent *))             \
+	X(void, backtrace_symbols_fd, (void *const *, int, int))                                 \
+	X(int, wordexp, (const char *, wordexp_t *, int))
 
 struct rs_real {
 #define X(ret, name, params) ret(*name) params;

@@ -154,7 +154,6 @@ void rs_waiter_leave(struct rs_waiter *w)
 void rs_waiter_end(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
-	bool closes;
 
 	w->mark = 0;
 
@@ -170,14 +169,8 @@ void rs_waiter_end(struct rs_waiter *w)
 			rs_conn_ring(c);
 		rs_conn_unlock(c);
 	}
-	if (__builtin_expect(!__atomic_load_n(&c->orphan, __ATOMIC_RELAXED), 1))
-		return;
-	rs_lock(&c->lock);
-	closes = !c->waiting && !c->orphan_closed;
-	c->orphan_closed |= closes;
-	rs_unlock(&c->lock);
-	if (closes)
-		rs_conn_close_orphan(c);
+	if (__builtin_expect(__atomic_load_n(&c->orphan, __ATOMIC_RELAXED), 0))
+		rs_conn_end_orphan(c);
 }
 
 /* The thread is cancelled in its sleep: the caller will not come back to do any of this. */

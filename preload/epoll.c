@@ -73,7 +73,7 @@ bool rs_epoll_fd_added(struct rs_epoll *ep)
 		return false;
 	rs_lock(&ep->lock);
 	ep->nfds++;
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	return true;
 }
 
@@ -94,7 +94,7 @@ void rs_epoll_fd_closed(struct rs_epoll *ep, int fd,
 	} else if (RS_GET(ep->epfd) == fd) {
 		RS_SET(ep->epfd, other(ep, fd));
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	rs_epoll_put(ep);
 }
 
@@ -114,7 +114,7 @@ void rs_epoll_put(struct rs_epoll *ep)
 	ep->bell = 0;
 	if (ep->own_fd)
 		rs_fd_close(ep->epfd);
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	rs_lock(&pool_lock);
 	ep->free_next = pool;
 	pool = ep;
@@ -131,6 +131,7 @@ static void forget_one(int fd, uintptr_t word, void *arg)
 		return;
 	ep = rs_file_pointer(word);
 	ep->lock.word = 0;
+	ep->stale = false;
 	ep->ready_lock.word = 0;
 	ep->mark_lock.word = 0;
 	ep->bell = 0;
@@ -403,8 +404,27 @@ void rs_epoll_renew_nested(struct rs_epoll *ep)
 		rs_bell_ring(1u << RS_GET(ep->bell));
 }
 
+void rs_epoll_drop_stale(struct rs_epoll *ep)
+{
+	rs_lock(&ep->lock);
+	RS_SET(ep->stale, false);
+	for (uint32_t b = 0; b < RS_EPOLL_BUCKETS; b++)
+		for (struct rs_item **p = &ep->hash[b]; *p;) {
+			if (__atomic_load_n(&(*p)->c->nfds, __ATOMIC_SEQ_CST) == 0)
+				rs_item_remove(ep, p);
+			else
+				p = &(*p)->hash_next;
+		}
+	rs_epoll_unlock(ep);
+}
+
 void rs_epoll_conn_closed(struct rs_conn *c)
 {
+	const struct rs_epoll *later = NULL;
+
+	/* A handler: who is interrupted comes here in the end (rs_conn_end_orphan()). */
+	if (rs_lock_mine(&c->lock))
+		return;
 	for (;;) {
 		struct rs_epoll *ep = NULL;
 		struct rs_item **p;
@@ -412,7 +432,8 @@ void rs_epoll_conn_closed(struct rs_conn *c)
 
 		rs_lock(&c->lock);
 		for (struct rs_watch *w = c->watches; w && !ep; w = w->next)
-			if (rs_epoll_get(
+			if (rs_item_of(w)->ep != later &&
+			    rs_epoll_get(
 				    rs_item_of(w)
 					    ->ep)) { /* else it is about to drop all its items */
 				ep = rs_item_of(w)->ep;
@@ -421,11 +442,17 @@ void rs_epoll_conn_closed(struct rs_conn *c)
 		rs_unlock(&c->lock);
 		if (!ep)
 			return;
+		if (rs_lock_mine(&ep->lock)) { /* interrupted by this handler: it does it */
+			RS_SET(ep->stale, true);
+			rs_epoll_put(ep);
+			later = ep;
+			continue;
+		}
 		rs_lock(&ep->lock);
 		p = rs_item_find(ep, fd, c);
 		if (*p)
 			rs_item_remove(ep, p);
-		rs_unlock(&ep->lock);
+		rs_epoll_unlock(ep);
 		rs_epoll_put(ep);
 	}
 }

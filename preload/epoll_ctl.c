@@ -18,6 +18,7 @@
 static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll_event *ev)
 {
 	struct rs_item *it, **p = rs_item_find(ep, fd, c);
+	bool silent;
 	int r = 0;
 
 	if (*p) {
@@ -49,6 +50,8 @@ static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll
 		else
 			rs_item_kernel_speaks(&it->watch, c, false);
 	}
+	/* Without a bell nothing would tell of a stream that is fast already. */
+	silent = !it->in_kernel && !RS_GET(ep->bell);
 	rs_unlock(&c->lock);
 	if (r != 0) {
 		free(it);
@@ -59,8 +62,7 @@ static int add_item(struct rs_epoll *ep, struct rs_conn *c, int fd, struct epoll
 	it->hash_next = *p;
 	*p = it;
 	RS_SET(ep->items, ep->items + 1);
-	/* Without a bell nothing would tell of a stream that is fast already. */
-	if (!it->in_kernel && !RS_GET(ep->bell))
+	if (silent)
 		rs_conn_leave(c, RS_REASON_NO_FDS, true, 0);
 	return 0;
 }
@@ -128,7 +130,7 @@ static void nest(struct rs_epoll *ep, int fd)
 		rs_lock(&ep->lock);
 		i->next = ep->inner;
 		RS_SET(ep->inner, i);
-		rs_unlock(&ep->lock);
+		rs_epoll_unlock(ep);
 	}
 	rs_epoll_put(inner);
 }
@@ -148,7 +150,7 @@ static void unnest(struct rs_epoll *ep, int fd)
 			p = &i->next;
 		}
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 }
 
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
@@ -198,7 +200,7 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 		errno = EINVAL;
 		r = -1;
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	rs_conn_put(c);
 	return r;
 }

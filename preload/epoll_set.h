@@ -55,6 +55,7 @@ struct rs_epoll {
 	struct rs_lock mark_lock; /* the bell */
 	int epfd; /* one of its descriptors; */
 	bool own_fd; /* the program has none any more, and this is ours */
+	bool stale; /* a handler that interrupted who has the lock closed connections */
 	bool forked; /* `refs` counts threads of the parent too */
 	struct rs_inner *inner;
 	struct rs_item *hash[RS_EPOLL_BUCKETS];
@@ -77,6 +78,15 @@ struct rs_epoll {
 };
 
 /* ---- epoll.c ---- */
+
+void rs_epoll_drop_stale(struct rs_epoll *ep);
+
+static inline void rs_epoll_unlock(struct rs_epoll *ep)
+{
+	rs_unlock(&ep->lock);
+	if (__builtin_expect(RS_GET(ep->stale), 0))
+		rs_epoll_drop_stale(ep);
+}
 
 /* A reference, unless the set is gone. */
 bool rs_epoll_get(struct rs_epoll *ep);

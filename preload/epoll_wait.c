@@ -147,7 +147,7 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max, 
 		else if (!(it->events & EPOLLET))
 			rs_item_push(it, false);
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	return n;
 }
 
@@ -169,7 +169,7 @@ static void look_inside(struct rs_epoll *ep, int depth)
 		if (i && rs_file(i->fd) == ((uintptr_t)i->ep | RS_KIND_EPOLL) &&
 		    i->ep->tag == i->tag && rs_epoll_get(i->ep))
 			inner = i->ep;
-		rs_unlock(&ep->lock);
+		rs_epoll_unlock(ep);
 		if (inner) {
 			ready_inside(inner, depth);
 			rs_epoll_put(inner);
@@ -249,7 +249,7 @@ static bool any_ready(struct rs_epoll *ep)
 		if (ready)
 			rs_item_push(it, fresh);
 	}
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	return ready;
 }
 
@@ -366,7 +366,7 @@ static int kernel_share(struct rs_epoll *ep, int max)
 	}
 	rs_lock(&ep->lock);
 	harvest(ep);
-	rs_unlock(&ep->lock);
+	rs_epoll_unlock(ep);
 	ready = (int)__atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST);
 	return max - (ready < max / 2 ? ready : max / 2);
 }

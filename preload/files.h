@@ -9,6 +9,7 @@
 #define PRELOAD_FILES_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "conn_mgr/conn.h"
@@ -28,16 +29,22 @@ enum rs_kind {
 extern uintptr_t *rs_files[RS_FILES_CHUNKS];
 extern const uint32_t *rs_alive; /* wiped to 0 in a child that fork handlers did not see */
 
-static inline uintptr_t rs_file(int fd)
+/* Where the word of `fd` is, for ever; NULL: it has none. */
+static inline const uintptr_t *rs_file_entry(int fd)
 {
-	uintptr_t *chunk;
+	const uintptr_t *chunk;
 
 	if ((unsigned int)fd >= RS_FILES_CHUNK * RS_FILES_CHUNKS)
-		return 0;
+		return NULL;
 	chunk = __atomic_load_n(&rs_files[(unsigned int)fd / RS_FILES_CHUNK], __ATOMIC_ACQUIRE);
-	if (!chunk)
-		return 0;
-	return __atomic_load_n(&chunk[(unsigned int)fd % RS_FILES_CHUNK], __ATOMIC_ACQUIRE);
+	return chunk ? &chunk[(unsigned int)fd % RS_FILES_CHUNK] : NULL;
+}
+
+static inline uintptr_t rs_file(int fd)
+{
+	const uintptr_t *entry = rs_file_entry(fd);
+
+	return entry ? __atomic_load_n(entry, __ATOMIC_ACQUIRE) : 0;
 }
 
 static inline enum rs_kind rs_file_kind(uintptr_t word)
@@ -55,6 +62,20 @@ bool rs_file_set(int fd, uintptr_t word);
 uintptr_t rs_file_take(int fd);
 
 struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word);
+
+static inline bool rs_file_is_conn(int fd)
+{
+	return __builtin_expect(rs_file_kind(rs_file(fd)) == RS_KIND_CONN, 0);
+}
+
+/* For rs_conn_send_fast() and rs_conn_recv_fast(). False: there is none. */
+static inline bool rs_file_find(int fd, struct rs_conn_found *found)
+{
+	found->entry = rs_file_entry(fd);
+	found->word = found->entry ? __atomic_load_n(found->entry, __ATOMIC_ACQUIRE) : 0;
+	found->c = rs_file_pointer(found->word);
+	return rs_file_kind(found->word) == RS_KIND_CONN;
+}
 
 /*
  * The connection behind `fd` with a reference. NULL: there is none, or it is plain TCP for good and has

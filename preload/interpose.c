@@ -5,13 +5,20 @@
  * Nothing is decided here. The version script exports these names without a version: a versioned
  * definition would silently not interpose.
  */
+#include <aio.h>
 #include <errno.h>
+#include <linux/sched.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <wordexp.h>
 
 #include "conn_mgr/control.h"
 #include "conn_mgr/real.h"
@@ -119,6 +126,7 @@ FORWARD(int, __dup2, rsock_dup2, (int fd, int to), (fd, to))
 FORWARD(int, dup3, rsock_dup3, (int fd, int to, int f), (fd, to, f))
 FORWARD(int, close_range, rsock_close_range, (unsigned int a, unsigned int b, int f), (a, b, f))
 FORWARD(FILE *, fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
+FORWARD(FILE *, _IO_fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
 
 EXPORT void closefrom(int first)
 {
@@ -149,6 +157,25 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	arg = va_arg(ap, void *);
 	va_end(ap);
 	return rsock_ioctl(fd, request, arg);
+}
+
+/* What libc's own are made of. */
+
+EXPORT int sockatmark(int fd)
+{
+	int at;
+
+	return rsock_ioctl(fd, SIOCATMARK, &at) == 0 ? at : -1;
+}
+
+EXPORT int eventfd_read(int fd, eventfd_t *value)
+{
+	return rsock_read(fd, value, sizeof(*value)) == sizeof(*value) ? 0 : -1;
+}
+
+EXPORT int eventfd_write(int fd, eventfd_t value)
+{
+	return rsock_write(fd, &value, sizeof(value)) == sizeof(value) ? 0 : -1;
 }
 
 /* ---- the checked forms that _FORTIFY_SOURCE calls ---- */
@@ -302,6 +329,18 @@ EXPORT FILE *popen(const char *command, const char *mode)
 	return rs_real.popen(command, mode);
 }
 
+EXPORT FILE *_IO_popen(const char *command, const char *mode)
+{
+	return popen(command, mode);
+}
+
+EXPORT int wordexp(const char *words, wordexp_t *result, int flags)
+{
+	if (strstr(words, "$(") || strchr(words, '`')) /* a shell does it */
+		rs_process_before_exec();
+	return rs_real.wordexp(words, result, flags);
+}
+
 /* ---- forks that libc's fork handlers do not see ---- */
 
 EXPORT pid_t _Fork(void)
@@ -352,15 +391,10 @@ EXPORT int clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
 	return pid;
 }
 
-/* ---- threads and name spaces ---- */
+EXPORT int __clone(int (*fn)(void *), void *stack, int flags, void *arg, ...)
+	__attribute__((alias("clone"), copy(clone)));
 
-EXPORT __attribute__((noreturn)) void pthread_exit(void *value)
-{
-	if (rs_sys0(SYS_gettid) == rs_sys0(SYS_getpid))
-		rs_control_main_exits();
-	rs_real.pthread_exit(value);
-	__builtin_unreachable();
-}
+/* ---- name spaces ---- */
 
 /* The kernel refuses some of these to a process with more than one thread. */
 EXPORT int unshare(int flags)
@@ -450,11 +484,25 @@ static bool ours(long n, int fd)
 	}
 }
 
-/* Whether it makes a process with memory of its own, which carries on where this one does. */
+/*
+ * Whether it makes a process with memory of its own that carries on where this one does. With another
+ * stack it could not return from here, nor from libc's syscall().
+ */
 static bool forks(long n, const long a[6])
 {
-	return n == SYS_fork || (n == SYS_clone && !(a[0] & CLONE_VM)) ||
-	       (n == SYS_clone3 && !(*(const uint64_t *)a[0] & CLONE_VM));
+	const struct clone_args *x = (const struct clone_args *)a[0];
+
+	switch (n) {
+	case SYS_fork:
+		return true;
+	case SYS_clone:
+		return !(a[0] & CLONE_VM) && a[1] == 0;
+	case SYS_clone3:
+		return x && (size_t)a[1] >= sizeof(x->flags) && !(x->flags & CLONE_VM) &&
+		       ((size_t)a[1] < offsetof(struct clone_args, tls) || x->stack == 0);
+	default:
+		return false;
+	}
 }
 
 /* By our function of the same name. */
@@ -524,6 +572,8 @@ EXPORT long syscall(long n, ...)
 	va_end(ap);
 	if (n == SYS_exit_group)
 		rs_process_exits();
+	if (n == SYS_execve || n == SYS_execveat)
+		rs_process_before_exec();
 	if (ours(n, (int)a[0])) {
 		/* A system call is no place to be cancelled. */
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
@@ -555,6 +605,95 @@ EXPORT __attribute__((noreturn)) void _exit(int status)
 EXPORT __attribute__((noreturn)) void _Exit(int status)
 {
 	_exit(status);
+}
+
+/* ---- what reads and writes within libc ---- */
+
+/* Threads of libc do it. */
+static int leave_for_aio(int fd, bool reads)
+{
+	struct rs_conn *c;
+	bool stays;
+
+	if (leave(fd) != 0)
+		return -1;
+	c = rs_file_conn(fd);
+	stays = c && !__atomic_load_n(&c->plain, __ATOMIC_ACQUIRE);
+	if (c)
+		rs_conn_put(c);
+	if (reads && stays) {
+		/* The peer has ended, and what is left to read is in the ring: only read() has it. */
+		errno = EAGAIN;
+		return -1;
+	}
+	return 0;
+}
+
+#define AIO(name, cb, reads)                                                            \
+	EXPORT int name(struct cb *c)                                                   \
+	{                                                                               \
+		return leave_for_aio(c->aio_fildes, reads) == 0 ? rs_real.name(c) : -1; \
+	}
+AIO(aio_read, aiocb, true)
+AIO(aio_read64, aiocb64, true)
+AIO(aio_write, aiocb, false)
+AIO(aio_write64, aiocb64, false)
+
+#define LIO_LISTIO(name, cb)                                                            \
+	EXPORT int name(int mode, struct cb *const list[], int n, struct sigevent *sig) \
+	{                                                                               \
+		for (int i = 0; i < n; i++)                                             \
+			if (list[i] && list[i]->aio_lio_opcode != LIO_NOP &&            \
+			    leave_for_aio(list[i]->aio_fildes,                          \
+					  list[i]->aio_lio_opcode == LIO_READ) != 0)    \
+				return -1;                                              \
+		return rs_real.name(mode, list, n, sig);                                \
+	}
+LIO_LISTIO(lio_listio, aiocb)
+LIO_LISTIO(lio_listio64, aiocb64)
+
+EXPORT void backtrace_symbols_fd(void *const *frames, int n, int fd)
+{
+	if (leave(fd) == 0)
+		rs_real.backtrace_symbols_fd(frames, n, fd);
+}
+
+EXPORT void __backtrace_symbols_fd(void *const *frames, int n, int fd)
+{
+	backtrace_symbols_fd(frames, n, fd);
+}
+
+static int stdio_to_null(void)
+{
+	int fd = open("/dev/null", O_RDWR);
+	struct stat st;
+
+	if (fd < 0)
+		return -1;
+	if (fstat(fd, &st) != 0 || !S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3)) {
+		rsock_close(fd);
+		errno = ENODEV;
+		return -1;
+	}
+	for (int to = STDIN_FILENO; to <= STDERR_FILENO; to++)
+		rsock_dup2(fd, to);
+	if (fd > STDERR_FILENO)
+		rsock_close(fd);
+	return 0;
+}
+
+/* libc's ends the parent by its own _exit(), and with it what TCP has yet to take. */
+EXPORT int daemon(int stay_in_dir, int keep_stdio)
+{
+	pid_t pid = fork();
+
+	if (pid > 0)
+		_exit(0);
+	if (pid < 0 || setsid() < 0)
+		return -1;
+	if (!stay_in_dir && chdir("/") != 0)
+		return -1;
+	return keep_stdio ? 0 : stdio_to_null();
 }
 
 /* ---- stdio on a socket ---- */
@@ -605,6 +744,11 @@ EXPORT int fclose(FILE *f)
 	if (fd >= 0 && !has_stream(fd))
 		rs_socket_forget(fd);
 	return rs_real.fclose(f);
+}
+
+EXPORT int _IO_fclose(FILE *f)
+{
+	return fclose(f);
 }
 
 /* ---- handlers: how they want calls to end that they interrupt ---- */

@@ -76,7 +76,8 @@ static bool odd_address(const struct sockaddr *addr, socklen_t len)
 }
 
 /* NOW_PLAIN: do it in the kernel. */
-static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
+static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
+			 const struct rs_conn *empty)
 {
 	ssize_t r;
 
@@ -86,7 +87,7 @@ static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, siz
 		rs_conn_put(c);
 		return NOW_PLAIN;
 	}
-	r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS);
+	r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS, empty);
 	rs_conn_put(c);
 	return r;
 }
@@ -108,99 +109,133 @@ static ssize_t conn_send(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	return r;
 }
 
+/*
+ * A child that no fork handler saw, and flags that mean more than what is to be moved, are not for the
+ * short way (conn_mgr/conn_fast.c).
+ */
+static bool may_be_quick(int flags, int never)
+{
+	return !(flags & never) && (!rs_alive || *rs_alive);
+}
+
+/* One buffer, of a descriptor that was a connection just now. */
+static __attribute__((noinline)) ssize_t recv_one(int fd, void *buf, size_t n, int flags)
+{
+	const struct rs_conn *empty = NULL;
+	struct iovec iov = { buf, n };
+	struct rs_conn_found found;
+	struct rs_conn *c;
+	size_t got;
+
+	if (may_be_quick(flags, MSG_PEEK | MSG_TRUNC | MSG_OOB | MSG_ERRQUEUE) &&
+	    rs_file_find(fd, &found)) {
+		pthread_testcancel();
+		got = rs_conn_recv_fast(&found, buf, n, flags & MSG_WAITALL, &empty);
+		if (got)
+			return (ssize_t)got;
+	}
+	c = absurd(n) ? NULL : rs_file_conn(fd);
+	return c ? conn_recv(c, fd, &iov, 1, flags, empty) : NOW_PLAIN;
+}
+
+static __attribute__((noinline)) ssize_t send_one(int fd, const void *buf, size_t n, int flags)
+{
+	struct iovec iov = { (void *)(uintptr_t)buf, n };
+	struct rs_conn_found found;
+	struct rs_conn *c;
+
+	if (may_be_quick(flags, MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN) &&
+	    rs_file_find(fd, &found)) {
+		pthread_testcancel();
+		if (rs_conn_send_fast(&found, buf, n))
+			return (ssize_t)n;
+	}
+	c = absurd(n) ? NULL : rs_file_conn(fd);
+	return c ? conn_send(c, fd, &iov, 1, flags) : NOW_PLAIN;
+}
+
 /* ---- receiving ---- */
 
 ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 {
-	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = rs_file_is_conn(fd) ? recv_one(fd, buf, n, flags) : NOW_PLAIN;
 
-	if (c) {
-		struct iovec iov = { buf, n };
-		ssize_t r = conn_recv(c, fd, &iov, 1, flags);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.recv(fd, buf, n, flags);
+	return r != NOW_PLAIN ? result(r) : rs_real.recv(fd, buf, n, flags);
 }
 
 ssize_t rsock_read(int fd, void *buf, size_t n)
 {
-	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = n && rs_file_is_conn(fd) ? recv_one(fd, buf, n, 0) : NOW_PLAIN;
 
-	if (c) {
-		struct iovec iov = { buf, n };
-		ssize_t r = n ? conn_recv(c, fd, &iov, 1, 0) : (rs_conn_put(c), 0);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.read(fd, buf, n);
+	return r != NOW_PLAIN ? result(r) : rs_real.read(fd, buf, n);
 }
 
 ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
 		       socklen_t *len)
 {
-	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = rs_file_is_conn(fd) ? recv_one(fd, buf, n, flags) : NOW_PLAIN;
 
-	if (c) {
-		struct iovec iov = { buf, n };
-		ssize_t r = conn_recv(c, fd, &iov, 1, flags);
+	if (r == NOW_PLAIN)
+		return rs_real.recvfrom(fd, buf, n, flags, addr, len);
+	if (r >= 0 && addr && len)
+		*len = 0; /* as TCP: no address */
+	return result(r);
+}
 
-		if (r != NOW_PLAIN) {
-			if (r >= 0 && addr && len)
-				*len = 0; /* as TCP: no address */
-			return result(r);
-		}
-	}
-	return rs_real.recvfrom(fd, buf, n, flags, addr, len);
+/* As recv_one(). */
+static ssize_t recv_some(int fd, const struct iovec *iov, size_t n, int flags)
+{
+	struct rs_conn *c;
+
+	if (n == 1)
+		return recv_one(fd, iov->iov_base, iov->iov_len, flags);
+	c = rs_file_conn(fd);
+	return c ? conn_recv(c, fd, iov, n, flags, NULL) : NOW_PLAIN;
+}
+
+static ssize_t send_some(int fd, const struct iovec *iov, size_t n, int flags)
+{
+	struct rs_conn *c;
+
+	if (n == 1)
+		return send_one(fd, iov->iov_base, iov->iov_len, flags);
+	c = rs_file_conn(fd);
+	return c ? conn_send(c, fd, iov, n, flags) : NOW_PLAIN;
 }
 
 ssize_t rsock_readv(int fd, const struct iovec *iov, int n)
 {
-	struct rs_conn *c = usable(iov, n) ? rs_file_conn(fd) : NULL;
+	ssize_t r = NOW_PLAIN;
 
-	if (c) {
-		ssize_t r = conn_recv(c, fd, iov, (size_t)n, 0);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.readv(fd, iov, n);
+	if (rs_file_is_conn(fd) && usable(iov, n))
+		r = recv_some(fd, iov, (size_t)n, 0);
+	return r != NOW_PLAIN ? result(r) : rs_real.readv(fd, iov, n);
 }
 
 ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
-	struct rs_conn *c = NULL;
+	ssize_t r = NOW_PLAIN;
 
-	if (off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
-		c = rs_file_conn(fd);
-	if (c) {
-		ssize_t r = conn_recv(c, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.preadv2(fd, iov, n, off, flags);
+	if (rs_file_is_conn(fd) && off == -1 && usable(iov, n) &&
+	    !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+		r = recv_some(fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+	return r != NOW_PLAIN ? result(r) : rs_real.preadv2(fd, iov, n, off, flags);
 }
 
 ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
 {
-	struct rs_conn *c = usable_msg(msg) ? rs_file_conn(fd) : NULL;
+	ssize_t r = NOW_PLAIN;
 
-	if (c) {
-		ssize_t r = conn_recv(c, fd, msg->msg_iov, msg->msg_iovlen, flags);
-
-		if (r != NOW_PLAIN) {
-			if (r >= 0) {
-				msg->msg_namelen = 0;
-				msg->msg_controllen = 0;
-				msg->msg_flags = 0;
-			}
-			return result(r);
-		}
+	if (rs_file_is_conn(fd) && usable_msg(msg))
+		r = recv_some(fd, msg->msg_iov, msg->msg_iovlen, flags);
+	if (r == NOW_PLAIN)
+		return rs_real.recvmsg(fd, msg, flags);
+	if (r >= 0) {
+		msg->msg_namelen = 0;
+		msg->msg_controllen = 0;
+		msg->msg_flags = 0;
 	}
-	return rs_real.recvmsg(fd, msg, flags);
+	return result(r);
 }
 
 int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
@@ -241,73 +276,45 @@ int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
 
 ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 {
-	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = rs_file_is_conn(fd) ? send_one(fd, buf, n, flags) : NOW_PLAIN;
 
-	if (c) {
-		struct iovec iov = { (void *)(uintptr_t)buf, n };
-		ssize_t r = conn_send(c, fd, &iov, 1, flags);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.send(fd, buf, n, flags);
+	return r != NOW_PLAIN ? result(r) : rs_real.send(fd, buf, n, flags);
 }
 
 ssize_t rsock_write(int fd, const void *buf, size_t n)
 {
-	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = rs_file_is_conn(fd) ? send_one(fd, buf, n, 0) : NOW_PLAIN;
 
-	if (c) {
-		struct iovec iov = { (void *)(uintptr_t)buf, n };
-		ssize_t r = conn_send(c, fd, &iov, 1, 0);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.write(fd, buf, n);
+	return r != NOW_PLAIN ? result(r) : rs_real.write(fd, buf, n);
 }
 
 ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
 		     socklen_t len)
 {
-	struct rs_conn *c = odd_address(addr, len) || absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = NOW_PLAIN;
 
-	if (c) {
-		struct iovec iov = { (void *)(uintptr_t)buf, n };
-		ssize_t r = conn_send(c, fd, &iov, 1, flags);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.sendto(fd, buf, n, flags, addr, len);
+	if (rs_file_is_conn(fd) && !odd_address(addr, len))
+		r = send_one(fd, buf, n, flags);
+	return r != NOW_PLAIN ? result(r) : rs_real.sendto(fd, buf, n, flags, addr, len);
 }
 
 ssize_t rsock_writev(int fd, const struct iovec *iov, int n)
 {
-	struct rs_conn *c = usable(iov, n) ? rs_file_conn(fd) : NULL;
+	ssize_t r = NOW_PLAIN;
 
-	if (c) {
-		ssize_t r = conn_send(c, fd, iov, (size_t)n, 0);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.writev(fd, iov, n);
+	if (rs_file_is_conn(fd) && usable(iov, n))
+		r = send_some(fd, iov, (size_t)n, 0);
+	return r != NOW_PLAIN ? result(r) : rs_real.writev(fd, iov, n);
 }
 
 ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
-	struct rs_conn *c = NULL;
+	ssize_t r = NOW_PLAIN;
 
-	if (off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
-		c = rs_file_conn(fd);
-	if (c) {
-		ssize_t r = conn_send(c, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.pwritev2(fd, iov, n, off, flags);
+	if (rs_file_is_conn(fd) && off == -1 && usable(iov, n) &&
+	    !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+		r = send_some(fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+	return r != NOW_PLAIN ? result(r) : rs_real.pwritev2(fd, iov, n, off, flags);
 }
 
 /* Streams whose descriptors travel to another process go back to TCP first. */
@@ -337,7 +344,7 @@ static int leave_passed(const struct msghdr *msg)
 
 ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
-	struct rs_conn *c;
+	ssize_t r = NOW_PLAIN;
 
 	if (!usable_msg(msg))
 		return rs_real.sendmsg(fd, msg, flags);
@@ -345,14 +352,9 @@ ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 	if (msg->msg_controllen &&
 	    (leave_passed(msg) != 0 || rs_process_leave_fd(fd, RS_REASON_CALL) != 0))
 		return result(-EAGAIN);
-	c = msg->msg_controllen ? NULL : rs_file_conn(fd);
-	if (c) {
-		ssize_t r = conn_send(c, fd, msg->msg_iov, msg->msg_iovlen, flags);
-
-		if (r != NOW_PLAIN)
-			return result(r);
-	}
-	return rs_real.sendmsg(fd, msg, flags);
+	if (!msg->msg_controllen && rs_file_is_conn(fd))
+		r = send_some(fd, msg->msg_iov, msg->msg_iovlen, flags);
+	return r != NOW_PLAIN ? result(r) : rs_real.sendmsg(fd, msg, flags);
 }
 
 int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)
@@ -380,13 +382,22 @@ int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)
 
 /* ---- files and pipes ---- */
 
+static bool is_pipe(int fd)
+{
+	struct stat st;
+
+	return rs_sys2(SYS_fstat, fd, &st) == 0 && S_ISFIFO(st.st_mode);
+}
+
 ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 {
 	struct rs_conn *c = rs_file_conn(out);
-	uint8_t buf[32768];
+	uint8_t buf[8192]; /* threads may have little stack */
 	off_t at;
 	size_t done = 0;
 
+	if (!c && !off && rs_file_kind(rs_file(in)) == RS_KIND_CONN && is_pipe(out))
+		return rsock_splice(in, NULL, out, NULL, n, 0);
 	if (!c)
 		return rs_real.sendfile(out, in, off, n);
 	at = off ? *off : (off_t)rs_sys3(SYS_lseek, in, 0, SEEK_CUR);
@@ -443,13 +454,6 @@ ssize_t rsock_sendfile(int out, int in, off_t *off, size_t n)
 	return (ssize_t)done;
 }
 
-static bool is_pipe(int fd)
-{
-	struct stat st;
-
-	return rs_sys2(SYS_fstat, fd, &st) == 0 && S_ISFIFO(st.st_mode);
-}
-
 /* From a stream whose rest only we can read, into a pipe. Result or -errno. */
 static ssize_t splice_rest(struct rs_conn *c, int in, int out, size_t n, unsigned int flags)
 {
@@ -466,7 +470,7 @@ static ssize_t splice_rest(struct rs_conn *c, int in, int out, size_t n, unsigne
 
 		if (r <= 0)
 			return done ? done : r ? r : -EAGAIN;
-		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT);
+		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT, NULL);
 		if (got <= 0)
 			return done ? done : got;
 		/* They are taken: another thread that fills the pipe makes us wait. */

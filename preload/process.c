@@ -2,7 +2,9 @@
 #include "preload/process.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -20,6 +22,7 @@
 #include "preload/files.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
+#include "rsock/log.h"
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
@@ -37,15 +40,35 @@ static struct rs_lock fork_lock; /* one at a time */
 static __thread uint32_t forking
 	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
 
-static void start_leaving(int fd, uintptr_t word, void *arg)
+/* With a reference; NULL: nothing that has to leave. */
+static struct rs_conn *not_plain(uintptr_t word)
 {
-	struct rs_conn *c;
+	struct rs_conn *c = rs_file_pointer(word);
+
+	if (rs_file_kind(word) != RS_KIND_CONN || __atomic_load_n(&c->plain, __ATOMIC_RELAXED))
+		return NULL;
+	return rs_conn_get(c) ? c : NULL;
+}
+
+/* Before the first leaves: the other end of one may be another of ours, and hear of it at once. */
+static void hand_over(int fd, uintptr_t word, void *arg)
+{
+	struct rs_conn *c = not_plain(word);
 
 	(void)fd;
-	if (rs_file_kind(word) != RS_KIND_CONN)
+	(void)arg;
+	if (!c)
 		return;
-	c = rs_file_pointer(word);
-	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+	rs_conn_hand_over(c);
+	rs_conn_put(c);
+}
+
+static void start_leaving(int fd, uintptr_t word, void *arg)
+{
+	struct rs_conn *c = not_plain(word);
+
+	(void)fd;
+	if (!c)
 		return;
 	if (!forking || !rs_accepted_share(c, forking))
 		rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
@@ -55,13 +78,10 @@ static void start_leaving(int fd, uintptr_t word, void *arg)
 static void finish_leaving(int fd, uintptr_t word, void *arg)
 {
 	uint64_t end = *(uint64_t *)arg, now = rs_now_ms();
-	struct rs_conn *c;
+	struct rs_conn *c = not_plain(word);
 
 	(void)fd;
-	if (rs_file_kind(word) != RS_KIND_CONN)
-		return;
-	c = rs_file_pointer(word);
-	if (__atomic_load_n(&c->plain, __ATOMIC_RELAXED) || !rs_conn_get(c))
+	if (!c)
 		return;
 	if (!forking || !c->holders)
 		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
@@ -78,6 +98,7 @@ static void before_fork(void)
 	if (!rs_lock_mine(&fork_lock))
 		rs_lock(&fork_lock);
 	forking = __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
+	rs_files_each(0, UINT32_MAX, hand_over, NULL);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
@@ -126,7 +147,23 @@ static void disown(int fd, uintptr_t word, void *arg)
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
+		/* Its rings did not come over the fork. */
+		c->sm.dead = true;
+		c->sm.todo = 0;
+		c->sm.nmsgs = 0;
 	}
+}
+
+/*
+ * Data of the first thread, whose destructor tells that it ends while the process goes on: by
+ * pthread_exit(), thrd_exit() or cancellation.
+ */
+static pthread_key_t first_thread = PTHREAD_KEYS_MAX; /* none yet */
+
+static void first_thread_ends(void *value)
+{
+	(void)value;
+	rs_control_main_exits();
 }
 
 static void after_fork_child(void)
@@ -148,6 +185,7 @@ static void after_fork_child(void)
 	rs_epoll_forget();
 	rs_bell_forget();
 	rs_files_each(0, UINT32_MAX, disown, NULL);
+	pthread_setspecific(first_thread, &first_thread); /* it is the one that has forked */
 	forking = 0;
 }
 
@@ -199,7 +237,11 @@ void rs_process_init(void)
 		*alive_page = 1;
 		rs_alive = alive_page;
 	}
+	rs_conn_nameless = rs_epoll_conn_closed;
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+	if (pthread_key_create(&first_thread, first_thread_ends) == 0 &&
+	    rs_sys0(SYS_gettid) == rs_process_pid)
+		pthread_setspecific(first_thread, &first_thread);
 }
 
 /* ---- exec ---- */
@@ -257,6 +299,7 @@ void rs_process_before_spawn(void)
 	enum rs_reason why = RS_REASON_EXEC;
 	uint64_t end = rs_now_ms() + LEAVE_MS;
 
+	rs_files_each(0, UINT32_MAX, hand_over, NULL);
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
 }
@@ -463,6 +506,13 @@ void rs_process_exits(void)
 	flush_rest();
 	if (forks && !rs_files_foreign())
 		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
+}
+
+/* quick_exit() ends the process by libc's own _exit(). */
+__attribute__((constructor)) static void hear_of_quick_exit(void)
+{
+	if (at_quick_exit(rs_process_exits) != 0)
+		rs_log(RS_LOG_WARN, "no memory: quick_exit() may lose what TCP has yet to take");
 }
 
 __attribute__((destructor)) static void at_exit(void)

@@ -432,12 +432,22 @@ static bool same_host(int fd, const struct sockaddr *addr)
 		      &((const struct sockaddr_in6 *)(const void *)addr)->sin6_addr, 16) == 0;
 }
 
+/* Where stdio is, and stdio passes every hook. */
+static bool has_stdio(int fd)
+{
+	return fd <= STDERR_FILENO;
+}
+
 static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr)
 {
 	uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
 	bool local = same_host(fd, addr);
 	int r;
 
+	if (has_stdio(fd)) {
+		plain(c, RS_REASON_CALL);
+		return;
+	}
 	if (!local) {
 		if (!rs_rdma_likely()) {
 			plain(c, rs_rdma_why_not());
@@ -559,7 +569,10 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	c = new_conn(fd, true);
 	if (!c)
 		return;
-	rs_accepted_add(c, port, (const struct sockaddr *)(const void *)peer);
+	if (has_stdio(fd))
+		plain(c, RS_REASON_CALL);
+	else
+		rs_accepted_add(c, port, (const struct sockaddr *)(const void *)peer);
 }
 
 static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, bool four)
@@ -624,6 +637,10 @@ int rsock_getsockopt(int fd, int level, int name, void *val, socklen_t *len)
 			}
 		}
 	}
+	/* It maps what TCP has received. */
+	if (level == IPPROTO_TCP && name == TCP_ZEROCOPY_RECEIVE &&
+	    rs_process_leave_fd(fd, RS_REASON_OPTION) != 0)
+		return fail(-EAGAIN);
 	return rs_real.getsockopt(fd, level, name, val, len);
 }
 

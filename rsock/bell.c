@@ -47,7 +47,7 @@ uint32_t rs_bell_get(void)
 	if (free_bells) {
 		bell = (uint32_t)__builtin_ctz(free_bells);
 		if (make(bell) == 0)
-			in_use |= 1u << bell;
+			__atomic_fetch_or(&in_use, 1u << bell, __ATOMIC_SEQ_CST);
 		else
 			bell = 0;
 	}
@@ -60,13 +60,18 @@ void rs_bell_put(uint32_t bell)
 	if (!bell)
 		return;
 	rs_lock(&lock);
-	in_use &= ~(1u << bell);
+	__atomic_fetch_and(&in_use, ~(1u << bell), __ATOMIC_SEQ_CST);
 	rs_unlock(&lock);
 }
 
 int rs_bell_fd(uint32_t bell)
 {
 	return __atomic_load_n(&fds[bell], __ATOMIC_ACQUIRE) - 1;
+}
+
+uint32_t rs_bell_used(void)
+{
+	return __atomic_load_n(&in_use, __ATOMIC_SEQ_CST) & ~1u;
 }
 
 void rs_bell_ring(uint32_t mask)

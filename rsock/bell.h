@@ -16,6 +16,8 @@
 /* Takes a free bell; returns its number, or 0 when there is none (or no fd for it). */
 uint32_t rs_bell_get(void);
 void rs_bell_put(uint32_t bell);
+/* Mask of those that are taken. */
+uint32_t rs_bell_used(void);
 /* Its eventfd, -1 when it was never made. Stays the same for the life of the process. */
 int rs_bell_fd(uint32_t bell);
 /* Makes bell 0 if need be, and one for the program's first set. 0 or -errno. */

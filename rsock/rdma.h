@@ -153,7 +153,7 @@ struct rs_rdma_ops {
 			  uint64_t to, uint32_t rkey, uint32_t imm);
 	/* Posts what the queue pair itself has to tell the peer's. -errno as post_msg(). */
 	int (*settle)(struct rs_qp *qp);
-	/* Takes what has completed, at most `max`; returns how many there were. */
+	/* Takes what has completed, at most `max`; returns how many there were: fewer are all. */
 	int (*poll)(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg);
 	/* The descriptor that becomes readable once after arm(), when something completes. */
 	int (*fd)(struct rs_qp *qp);

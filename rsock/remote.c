@@ -408,12 +408,16 @@ static uint32_t unlock(struct rs_remote *r)
 /* All that is there, within reason: `more` says that it was not. */
 static bool poll_all(struct rs_remote *r)
 {
-	uint32_t n = 0;
+	uint32_t turns = 0;
+	int n = 0, any = 0;
 
-	while (n < TURN && r->qp && r->ops->poll(r->qp, BATCH, done, r) > 0)
-		n++;
-	r->more = n == TURN;
-	return n != 0;
+	/* Less than was asked for is all that there was. */
+	do {
+		n = r->qp ? r->ops->poll(r->qp, BATCH, done, r) : 0;
+		any |= n;
+	} while (n == BATCH && ++turns < TURN);
+	r->more = n == BATCH;
+	return any != 0;
 }
 
 bool rs_remote_interrupted(struct rs_remote *r)
@@ -471,9 +475,12 @@ static void guard(struct rs_remote *r)
 
 static bool bell_asleep(const struct rs_remote *r)
 {
-	for (uint32_t b = 1; b < RS_BELLS; b++)
+	for (uint32_t used = rs_bell_used(); used; used &= used - 1) {
+		uint32_t b = (uint32_t)__builtin_ctz(used);
+
 		if (__atomic_load_n(&r->link->mine[0]->bells[b].asleep, __ATOMIC_SEQ_CST))
 			return true;
+	}
 	return false;
 }
 
@@ -710,15 +717,22 @@ static void stall(struct rs_remote *r, uint32_t id)
 	__atomic_fetch_or(&r->stalled[id / 8], (uint8_t)(1u << id % 8), __ATOMIC_SEQ_CST);
 }
 
-/* This is a signal handler, inside this thread's own post: the control thread does it. */
-static bool deferred(struct rs_remote *r, uint32_t id)
+/*
+ * Takes the lock. False: this is a signal handler, inside this thread's own post; the control thread
+ * does it.
+ */
+static inline bool lock_to_post(struct rs_remote *r, uint32_t id)
 {
-	if (!rs_lock_mine(&r->lock))
-		return false;
+	if (__builtin_expect(rs_trylock(&r->lock), 1))
+		return true;
+	if (!rs_lock_mine(&r->lock)) {
+		rs_lock(&r->lock);
+		return true;
+	}
 	stall(r, id);
 	__atomic_store_n(&r->room, true, __ATOMIC_SEQ_CST);
 	rs_bell_ring(1);
-	return true;
+	return false;
 }
 
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg)
@@ -743,9 +757,8 @@ void rs_remote_post(struct rs_chan *c)
 {
 	struct rs_remote *r = c->remote;
 
-	if ((!c->open && !RS_FAULT(LATE_WRITE)) || c->posted == c->tail || deferred(r, c->id))
+	if ((!c->open && !RS_FAULT(LATE_WRITE)) || c->posted == c->tail || !lock_to_post(r, c->id))
 		return;
-	rs_lock(&r->lock);
 	while (c->posted < c->tail && r->qp) {
 		size_t pos = c->posted % RS_REMOTE_RING;
 		uint64_t left = c->tail - c->posted;
@@ -782,9 +795,8 @@ void rs_remote_credit(struct rs_chan *c)
 	int e;
 
 	if (c->mute || head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL) ||
-	    deferred(r, c->id))
+	    !lock_to_post(r, c->id))
 		return;
-	rs_lock(&r->lock);
 	if (r->qp) {
 		e = r->ops->post_write(r->qp, &head, sizeof(head), 0,
 				       c->peer_block + offsetof(struct rs_shm_slot, head),

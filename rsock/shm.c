@@ -561,6 +561,11 @@ uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off)
 	return tail;
 }
 
+uint64_t rs_chan_rx_told(const struct rs_chan *c)
+{
+	return __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
+}
+
 void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len)
 {
 	uint32_t count = __atomic_load_n(&c->mine->nseg, __ATOMIC_ACQUIRE);

@@ -77,6 +77,7 @@ struct rs_stats_row *rs_row_new(int fd, bool server)
 		memset((char *)r + sizeof(r->gen), 0, sizeof(*r) - sizeof(r->gen));
 		r->fd = fd;
 		r->server = server;
+		r->reason = RS_REASON_STARTING;
 		r->used = 1;
 		__atomic_store_n(&r->gen, gen + 2, __ATOMIC_RELEASE);
 	}

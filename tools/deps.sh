@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 #
-# deps.sh - install the Debian packages that building, testing and the demo need
+# deps.sh [LIST...] - install the Debian packages that building, testing and the demo need
 #
+# With the name of a list below, those that a target of its own needs too: `deps.sh engines`.
 # Says nothing and touches nothing when all of them are there. Needs root only to install.
 set -eu
 
@@ -14,6 +15,21 @@ programs='redis-server redis-tools iperf3 nginx wrk postgresql gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux valgrind'
 lint='clang-format cppcheck'
 wanted="$build $tests $programs $lab $lint"
+
+# shellcheck disable=SC2034
+suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'
+# shellcheck disable=SC2034
+engines='redis-server openmpi-bin python3-mpi4py rabbitmq-server python3-pika'
+# shellcheck disable=SC2034
+matrix='memcached libmemcached-tools mariadb-server mariadb-client etcd-server etcd-client
+	apache2 apache2-utils lighttpd gunicorn php-cli nodejs haproxy stunnel4 openssl tinyproxy squid
+	openssh-server openssh-client vsftpd lftp rsync nbdkit libnbd-bin dovecot-imapd
+	mosquitto mosquitto-clients beanstalkd python3-zmq bind9 bind9-dnsutils
+	sockperf qperf netcat-openbsd netcat-traditional socat
+	perl ruby tcl lua5.4 lua-socket erlang-base openjdk-17-jdk-headless'
+for list in "$@"; do
+	eval "wanted=\"\$wanted \$$list\""
+done
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "deps: not a Debian system; see to it that these are installed: $wanted" >&2

@@ -25,18 +25,37 @@
 #define ACK_TIMEOUT 14
 #define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
 
+_Static_assert(RECV_DEPTH % RS_QP_RECYCLE == 0, "they are posted together");
+
 /* ---- making ---- */
 
-static int post_recv(struct rs_qp *qp, uint64_t index)
+/* Posts the idle receive buffers. */
+static int post_recvs(struct rs_qp *qp)
 {
-	struct ibv_sge sge = {
-		.addr = (uintptr_t)qp->bytes + index * RS_MSG_MAX,
-		.length = RS_MSG_MAX,
-		.lkey = qp->mr->lkey,
-	};
-	struct ibv_recv_wr *bad, wr = { .wr_id = index, .sg_list = &sge, .num_sge = 1 };
+	struct ibv_recv_wr *bad, wr[RS_QP_RECYCLE];
+	struct ibv_sge sge[RS_QP_RECYCLE];
+	uint32_t n = qp->nidle;
 
-	return ibv_post_recv(qp->id->qp, &wr, &bad);
+	for (uint32_t i = 0; i < n; i++) {
+		sge[i] = (struct ibv_sge){
+			.addr = (uintptr_t)qp->bytes + qp->idle[i] * RS_MSG_MAX,
+			.length = RS_MSG_MAX,
+			.lkey = qp->mr->lkey,
+		};
+		wr[i] = (struct ibv_recv_wr){ .wr_id = qp->idle[i],
+					      .next = i + 1 < n ? &wr[i + 1] : NULL,
+					      .sg_list = &sge[i],
+					      .num_sge = 1 };
+	}
+	qp->nidle = 0;
+	return n ? ibv_post_recv(qp->id->qp, wr, &bad) : 0;
+}
+
+/* One buffer is free again: 0, or, when that many are, as post_recvs(). */
+static int recycle(struct rs_qp *qp, uint64_t index)
+{
+	qp->idle[qp->nidle++] = (uint16_t)index;
+	return qp->nidle == RS_QP_RECYCLE ? post_recvs(qp) : 0;
 }
 
 #define BYTES ((size_t)(RECV_DEPTH + SEND_DEPTH) * RS_MSG_MAX)
@@ -127,8 +146,9 @@ int rs_qp_make(struct rs_qp *qp)
 		goto fail;
 	doing = "setting up a queue pair";
 	size = 0;
+	qp->nidle = 0;
 	for (uint64_t i = 0; i < RECV_DEPTH; i++)
-		if (post_recv(qp, i) != 0)
+		if (recycle(qp, i) != 0)
 			goto fail;
 	if (ibv_req_notify_cq(qp->cq, 0) != 0)
 		goto fail;
@@ -299,6 +319,12 @@ int rs_qp_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t 
 	return post(qp, wr);
 }
 
+static void breaks(struct rs_qp *qp, rs_rdma_done_fn fn, void *arg)
+{
+	if (!__atomic_exchange_n(&qp->broken, true, __ATOMIC_RELAXED))
+		fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_BROKEN });
+}
+
 int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 {
 	struct ibv_wc wc[16];
@@ -308,11 +334,7 @@ int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 		struct rs_rdma_done d = { 0 };
 
 		if (wc[i].status != IBV_WC_SUCCESS) {
-			bool told = __atomic_exchange_n(&qp->broken, true, __ATOMIC_RELAXED);
-
-			d.kind = RS_RDMA_BROKEN;
-			if (!told)
-				fn(arg, &d);
+			breaks(qp, fn, arg);
 			continue;
 		}
 		if (wc[i].wr_id >> 63) {
@@ -338,8 +360,11 @@ int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 		}
 		if (!qp->iwarp || d.kind == RS_RDMA_MSG || d.imm != RS_NOTE_NONE)
 			fn(arg, &d);
-		post_recv(qp, wc[i].wr_id);
-		__atomic_fetch_add(&qp->credits.took, 1, __ATOMIC_SEQ_CST);
+		if (recycle(qp, wc[i].wr_id) != 0)
+			breaks(qp, fn, arg);
+		if (qp->nidle)
+			continue;
+		__atomic_fetch_add(&qp->credits.took, RS_QP_RECYCLE, __ATOMIC_SEQ_CST);
 		if (qp->iwarp && rs_credits_owed(&qp->credits))
 			fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_OWES });
 	}

@@ -18,6 +18,8 @@
 
 struct rs_opened;
 
+#define RS_QP_RECYCLE 32u
+
 struct rs_qp {
 	struct rs_qp *next, **prev;
 	struct rdma_cm_id *id;
@@ -28,6 +30,8 @@ struct rs_qp {
 	bool broken;
 	uint8_t *bytes; /* RECV_DEPTH receive buffers, then SEND_DEPTH send buffers (qp.c) */
 	struct ibv_mr *mr;
+	uint16_t idle[RS_QP_RECYCLE]; /* receive buffers that are to be posted again, together */
+	uint32_t nidle;
 	uint32_t sq_used; /* work requests posted, that are not known to be complete */
 	uint32_t sq_unsignaled; /* posted since the last signaled one */
 	uint32_t sq_msg; /* the next send buffer */

@@ -170,6 +170,7 @@ long p_exit(int op); /* OP_EXIT or OP_KILL: the other process ends */
 /* --- our end --- */
 bool wait_ev(int fd, int events); /* until poll shows all of events; false after 2 s */
 bool wait_avail(int fd, int n); /* until FIONREAD >= n */
+bool wait_taken(int fd); /* until FIONREAD is 0 */
 int poll1(int fd, int events, int ms); /* revents, or -errno */
 void poll_say(const char *label, int fd, int events, int ms);
 long sendn(int fd, long n, long seed);

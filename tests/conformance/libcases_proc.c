@@ -56,6 +56,25 @@ CASE(fork, child_reads, 0)
 	retd("parent", recv(k.fd, b, 16, 0), b);
 }
 
+/* No fork handler runs. */
+CASE(fork, by_number_child_reads, 0)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (!pid) {
+		drop_peer(&k);
+		retd("child", recv(k.fd, b, 3, 0), b);
+		_exit(0);
+	}
+	p_send(&k, "abcdef");
+	reap("status", pid);
+	retd("parent", recv(k.fd, b, 16, 0), b);
+}
+
 CASE(fork, parent_reads_first, 0)
 {
 	struct conn k;
@@ -271,6 +290,44 @@ CASE(fork, data_across, 0)
 	ret("recv", recv(k.fd, b, 40000, MSG_WAITALL));
 	yes("same", pattern_ok(b, 40000, 60000, 4));
 	peer_ret("peer", p_recvn(&k, 100000, 3));
+}
+
+/* Both ends are ours: that which leaves first tells the other. */
+CASE(fork, child_reads_what_parent_sent_itself, ONE)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	ret("send", send(k.fd, "abc", 3, 0));
+	ret("peer_send", send(k.peer, "defg", 4, 0));
+	pid = fork();
+	if (!pid) {
+		retd("child_peer", recv(k.peer, b, 16, 0), b);
+		retd("child", recv(k.fd, b, 16, 0), b);
+		_exit(0);
+	}
+	reap("status", pid);
+}
+
+CASE(fork, child_reads_after_end, 0)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	p_send(&k, "abcdef");
+	p_close(&k);
+	wait_ev(k.fd, POLLRDHUP);
+	pid = fork();
+	if (!pid) {
+		retd("child", recv(k.fd, b, 16, 0), b);
+		ret("end", recv(k.fd, b, 16, 0));
+		_exit(0);
+	}
+	reap("status", pid);
 }
 
 CASE(fork, ping_pong_in_child, 0)

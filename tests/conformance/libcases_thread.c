@@ -602,6 +602,7 @@ CASE(cancel, pending_before_the_call, 0)
 	wait_avail(k.fd, 3);
 	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old);
 	go(&w, k.fd, do_waitall);
+	wait_taken(k.fd);
 	nap(40);
 	ret("cancel", pthread_cancel(w.t));
 	pthread_join(w.t, &r);

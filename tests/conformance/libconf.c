@@ -311,6 +311,16 @@ bool wait_avail(int fd, int n)
 	return false;
 }
 
+bool wait_taken(int fd)
+{
+	int have = 1;
+
+	for (long end = now_ms() + 2000; have && now_ms() < end; nap(1))
+		if (ioctl(fd, FIONREAD, &have))
+			return false;
+	return !have;
+}
+
 static long send_pat(int fd, long n, long seed, int flags)
 {
 	char buf[65536];

@@ -617,11 +617,90 @@ static void early_shut(void)
 	stress_point("SHUT_RD before it enters");
 }
 
+/* ---- closed by a handler, in the middle of a call ---- */
+
+static struct {
+	pthread_t victim;
+	int fd; /* what the handler closes; -1: nothing */
+	bool over;
+} handler = { .fd = -1 };
+
+static void on_signal(int sig)
+{
+	int fd = __atomic_exchange_n(&handler.fd, -1, __ATOMIC_SEQ_CST), saved = errno;
+
+	(void)sig;
+	if (fd >= 0)
+		rsock_close(fd);
+	errno = saved;
+}
+
+static void *interrupts(void *arg)
+{
+	struct rng r = rng_new();
+
+	(void)arg;
+	while (!__atomic_load_n(&handler.over, __ATOMIC_SEQ_CST)) {
+		usleep(rng_below(&r, 300));
+		pthread_kill(handler.victim, SIGUSR1);
+	}
+	return NULL;
+}
+
+static void in_handlers(void)
+{
+	const struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+	uint64_t end = stress_now() + stress_ms();
+	uint32_t conns = 0, fast = 0;
+	struct rng r = rng_new();
+	char buf[64] = "";
+	pthread_t t;
+
+	handler.victim = pthread_self();
+	sigaction(SIGUSR1, &sa, NULL);
+	t = stress_thread(interrupts, NULL);
+	do {
+		bool receives = rng_below(&r, 2);
+		struct pollfd p = { .events = POLLIN };
+		int fds[2], victim;
+		ssize_t k;
+
+		stress_pair(listener, port, fds);
+		stress_nonblock(fds[0]);
+		stress_nonblock(fds[1]);
+		fast += stress_wait_fast(fds[0], STRESS_LONG_MS) &&
+			stress_wait_fast(fds[1], STRESS_LONG_MS);
+		victim = fds[receives];
+		p.fd = fds[!receives];
+		__atomic_store_n(&handler.fd, victim, __ATOMIC_SEQ_CST);
+		while (__atomic_load_n(&handler.fd, __ATOMIC_SEQ_CST) >= 0) {
+			rsock_send(fds[0], buf, sizeof(buf), MSG_NOSIGNAL);
+			rsock_recv(fds[1], buf, sizeof(buf), 0);
+		}
+		/* Unread bytes make it a reset. */
+		while ((k = rsock_recv(p.fd, buf, sizeof(buf), 0)) > 0 ||
+		       (k < 0 && (errno == EAGAIN || errno == EINTR)))
+			if (k < 0 && rsock_poll(&p, 1, STRESS_LONG_MS) == 0)
+				break;
+		if (k < 0 && errno != ECONNRESET)
+			stress_fail("the peer of what a handler closed: %s", strerror(errno));
+		rsock_close(p.fd);
+		conns++;
+	} while (stress_now() < end && !stress_failed());
+	__atomic_store_n(&handler.over, true, __ATOMIC_SEQ_CST);
+	pthread_join(t, NULL);
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u connections, %u fast", conns, fast);
+	stress_slots();
+	stress_point("closed by a handler");
+}
+
 int main(void)
 {
 	int fds[2];
 
-	stress_begin(8, 100);
+	stress_begin(9, 100);
 	listener = stress_listen(&port);
 	stress_pair(listener, port, fds);
 	stress_wait_fast(fds[0], 2000);
@@ -635,6 +714,7 @@ int main(void)
 	early_shut();
 	aborts();
 	wakes();
+	in_handlers();
 	rsock_close(listener);
 	return stress_end();
 }

@@ -7,18 +7,76 @@
 #include <sys/mman.h>
 
 #include "conn_mgr/control.h"
+#include "conn_mgr/owner.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
 #include "rsock/log.h"
 #include "rsock/rows.h"
 #include "rsock/sys.h"
 
+#define POOL 64u /* that many at a time */
+
 static struct rs_lock pool_lock;
 static struct rs_conn *pool;
+static struct rs_state *states; /* that were never used, */
+static size_t nstates; /* and how many */
+struct rs_state rs_state_none, rs_state_dead = { .sm.dead = true };
 
 /* ---- life ---- */
 
-struct rs_conn *rs_conn_new(int fd, bool server)
+static void *map(size_t size, int how)
+{
+	long p = rs_sys6(SYS_mmap, 0, (long)size, PROT_READ | PROT_WRITE, how | MAP_ANONYMOUS, -1,
+			 0);
+
+	return (unsigned long)p > -4096UL ? NULL : (void *)p;
+}
+
+/* Under pool_lock. */
+static struct rs_state *new_state(void)
+{
+	if (!nstates) {
+		states = map(POOL * sizeof(*states), MAP_SHARED);
+		nstates = states ? POOL : 0;
+	}
+	return nstates ? &states[--nstates] : NULL;
+}
+
+struct rs_state *rs_state_new(void)
+{
+	struct rs_state *st;
+
+	rs_lock(&pool_lock);
+	st = new_state();
+	rs_unlock(&pool_lock);
+	return st;
+}
+
+/* Under pool_lock. */
+static struct rs_conn *new_conn(void)
+{
+	struct rs_conn *c = pool;
+
+	if (!c) {
+		struct rs_conn *more = map(POOL * sizeof(*more), MAP_PRIVATE);
+
+		for (size_t i = 0; more && i < POOL; i++) {
+			more[i].free_next = pool;
+			pool = &more[i];
+		}
+		c = pool;
+	}
+	if (c && (!c->st || c->st == &rs_state_none || c->st == &rs_state_dead)) {
+		c->st = new_state();
+		if (!c->st)
+			return NULL;
+	}
+	if (c)
+		pool = c->free_next;
+	return c;
+}
+
+static void init(struct rs_state *st)
 {
 	const struct rs_stream_cfg cfg = {
 		.mac = rs_hmac,
@@ -28,34 +86,42 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 		.hold_ms = 60000,
 		.ping_ms = 60000,
 	};
+
+	memset(st, 0, offsetof(struct rs_state, ends));
+	rs_stream_init(&st->sm, &cfg);
+}
+
+struct rs_state *rs_state_fresh(void)
+{
+	struct rs_state *st = rs_state_new();
+
+	if (st)
+		init(st);
+	return st;
+}
+
+struct rs_conn *rs_conn_new(int fd, bool server)
+{
+	struct rs_state *st;
 	struct rs_conn *c;
 
 	rs_lock(&pool_lock);
-	if (!pool) {
-		size_t size = 64 * sizeof(*c);
-		long p = rs_sys6(SYS_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
-				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-		if ((unsigned long)p > -4096UL) {
-			rs_unlock(&pool_lock);
-			return NULL;
-		}
-		for (size_t i = 0; i < 64; i++) {
-			c = (struct rs_conn *)p + i;
-			c->free_next = pool;
-			pool = c;
-		}
-	}
-	c = pool;
-	pool = c->free_next;
+	c = new_conn();
 	rs_unlock(&pool_lock);
+	if (!c)
+		return NULL;
 	rs_lock(&c->lock); /* somebody may be about to find that it is gone */
+	st = c->st;
 	memset((uint8_t *)c + sizeof(c->lock), 0, sizeof(*c) - sizeof(c->lock));
+	c->st = st;
 	c->fd = fd;
 	c->server = server;
 	c->reason = RS_REASON_STARTING;
 	c->spin = rs_config.spin_us;
-	rs_stream_init(&c->sm, &cfg);
+	init(st);
+	st->lingers = 0;
+	st->taker = 0;
+	c->born = rs_now_ms();
 	c->row = rs_row_new(fd, server);
 	__atomic_store_n(&c->refs, 1, __ATOMIC_RELEASE);
 	rs_unlock(&c->lock);
@@ -67,6 +133,7 @@ void rs_conns_forget(void)
 	pool_lock.word = 0;
 	/* A thread that the child does not have may have been about to find that one of these is gone. */
 	pool = NULL;
+	nstates = 0; /* the parent's */
 }
 
 bool rs_conn_get(struct rs_conn *c)
@@ -86,6 +153,7 @@ void rs_conn_put(struct rs_conn *c)
 		return;
 	rs_row_free(c->row);
 	c->row = NULL;
+	rs_owner_ended(c, false);
 	rs_lock(&pool_lock);
 	c->free_next = pool;
 	pool = c;
@@ -102,8 +170,8 @@ void rs_conn_ring(struct rs_conn *c)
 	if (__atomic_load_n(&c->sleepers, __ATOMIC_SEQ_CST))
 		rs_futex_wake(&c->news, INT_MAX, true);
 	if (c->bound) {
-		rs_slot_wake(c->ch.link, &c->ch.mine->rx_wait);
-		rs_slot_wake(c->ch.link, &c->ch.mine->tx_wait);
+		rs_slot_wake(c->st->ch.link, &c->st->ch.mine->rx_wait);
+		rs_slot_wake(c->st->ch.link, &c->st->ch.mine->tx_wait);
 	}
 	for (struct rs_watch *w = c->watches; w; w = w->next)
 		w->changed(w, c);
@@ -172,8 +240,8 @@ static uint64_t owed_by_tcp(const struct rs_conn *c)
 
 	if (!c->bound)
 		return 0;
-	in_ring = c->ch.remote ? 0 : rs_chan_rx_told(&c->ch);
-	return in_ring > c->sm.rx_owed ? in_ring : c->sm.rx_owed;
+	in_ring = c->st->ch.remote ? 0 : rs_chan_rx_told(&c->st->ch);
+	return in_ring > c->st->sm.rx_owed ? in_ring : c->st->sm.rx_owed;
 }
 
 void rs_conn_become_plain(struct rs_conn *c)
@@ -185,14 +253,14 @@ void rs_conn_become_plain(struct rs_conn *c)
 	rs_conn_unwatch_tcp(c);
 	/* An end before that would be a cut (rs_conn_recv() looks). */
 	end = owed_by_tcp(c);
-	if (end > c->sm.rx_off && !c->sm.rx_eof)
-		__atomic_store_n(&c->owed, c->krx + (end - c->sm.rx_off), __ATOMIC_RELAXED);
+	if (end > c->st->sm.rx_off && !c->st->sm.rx_eof)
+		__atomic_store_n(&c->owed, c->st->krx + (end - c->st->sm.rx_off), __ATOMIC_RELAXED);
 	if (c->rd_shut && !c->closed)
 		rs_sys2(SYS_shutdown, c->fd, SHUT_RD);
 	if (c->row) {
 		/* From here on the kernel counts: remember where its counters stand. */
-		c->row->ktx_base = c->ktx;
-		c->row->krx_base = c->krx;
+		c->row->ktx_base = c->st->ktx;
+		c->row->krx_base = c->st->krx;
 	}
 	__atomic_store_n(&c->plain, true, __ATOMIC_SEQ_CST);
 	c->window_end = 0;
@@ -200,6 +268,7 @@ void rs_conn_become_plain(struct rs_conn *c)
 		c->managed = false;
 		speak(c, true);
 	}
+	rs_owner_ended(c, false);
 	rs_conn_show(c);
 	rs_log(RS_LOG_INFO, "fd %d stays on tcp: %s", c->fd, rs_reason_word(c->reason));
 	rs_conn_ring(c);
@@ -227,7 +296,7 @@ void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room)
 {
 	if (!c->bound)
 		return;
-	__atomic_fetch_or(room ? &c->ch.mine->tx_mask : &c->ch.mine->rx_mask, 1u << bell,
+	__atomic_fetch_or(room ? &c->st->ch.mine->tx_mask : &c->st->ch.mine->rx_mask, 1u << bell,
 			  __ATOMIC_SEQ_CST);
 }
 
@@ -243,8 +312,10 @@ void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on)
 	} else {
 		__atomic_fetch_and(&c->bells, ~(1u << bell), __ATOMIC_SEQ_CST);
 		if (c->bound) {
-			__atomic_fetch_and(&c->ch.mine->rx_mask, ~(1u << bell), __ATOMIC_SEQ_CST);
-			__atomic_fetch_and(&c->ch.mine->tx_mask, ~(1u << bell), __ATOMIC_SEQ_CST);
+			__atomic_fetch_and(&c->st->ch.mine->rx_mask, ~(1u << bell),
+					   __ATOMIC_SEQ_CST);
+			__atomic_fetch_and(&c->st->ch.mine->tx_mask, ~(1u << bell),
+					   __ATOMIC_SEQ_CST);
 		}
 	}
 	rs_conn_unlock(c);
@@ -263,7 +334,7 @@ void rs_conn_buffers(struct rs_conn *c)
 		rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_SNDBUF, &snd, &len);
 	if (locked & SOCK_RCVBUF_LOCK)
 		rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_RCVBUF, &rcv, &len);
-	c->ch.tx_limit = (uint32_t)snd;
+	c->st->ch.tx_limit = (uint32_t)snd;
 	/* Half of it is for the kernel's own overhead (tcp_adv_win_scale). */
-	__atomic_store_n(&c->ch.mine->rx_limit, (uint32_t)rcv / 2, __ATOMIC_RELAXED);
+	__atomic_store_n(&c->st->ch.mine->rx_limit, (uint32_t)rcv / 2, __ATOMIC_RELAXED);
 }

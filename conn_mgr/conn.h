@@ -30,6 +30,7 @@
 
 struct rs_conn;
 struct rs_link;
+struct rs_owner;
 
 /* Somebody who wants to know when readiness may have changed (an epoll item). */
 struct rs_watch {
@@ -62,6 +63,29 @@ enum rs_claim {
 	RS_CLAIM_DONE,
 };
 
+/*
+ * What of a connection has to outlive its process, when another one has it by a fork (owner.h): in
+ * memory that both map. It belongs to one struct rs_conn at a time, under whose lock it is.
+ */
+struct rs_state {
+	struct rs_stream sm;
+	struct rs_chan ch;
+	uint64_t ktx, krx; /* bytes given to and taken from the kernel */
+	/* ---- for other processes; never reset ---- */
+	uint32_t
+		ends; /* grows by 2 when a connection becomes plain, is reset or ends; a futex word */
+	uint32_t reset_at; /* `ends` after the last reset */
+	uint32_t asked; /* `ends` + 1: another process wants it to leave, */
+	uint32_t stuck_at; /* `ends` + 1: and the rest can be read by the owner only */
+	uint32_t given_at; /* `ends` + 1: the owner has done with it, and the rest is in the ring */
+	uint32_t
+		lingers; /* process that the owner has left behind to write what TCP is owed; 0: none */
+	uint32_t taker; /* process that carries on for a dead owner; 0: none */
+};
+
+/* Of connections that have none of their own: what is plain, and what was reset, in a forked child. */
+extern struct rs_state rs_state_none, rs_state_dead;
+
 struct rs_conn {
 	struct rs_lock lock; /* the first; stays good when the connection is gone */
 	uint32_t refs; /* file table entries, calls in progress, control thread */
@@ -79,6 +103,10 @@ struct rs_conn {
 	bool rst_told; /* ECONNRESET of the stream was reported */
 	bool left; /* rs_conn_leave() was called: `reason` is its */
 	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */
+	bool foreign; /* another process is its owner (owner.h): not to be used before rs_owner_claim() */
+	bool ended; /* other processes have been told that it is TCP's, or was reset */
+	bool given; /* the program has closed it, and another process reads the rest of the ring */
+	bool yields; /* the program has closed it, and it leaves because others have it */
 	bool blocked; /* TCP did not take all that rs_tx_out() has */
 	uint8_t reason; /* enum rs_reason */
 	uint32_t nfds; /* descriptors that the program has for it */
@@ -90,8 +118,7 @@ struct rs_conn {
 	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none; as of the change + 1: */
 	uint32_t rcv_timeo_known, snd_timeo_known;
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
-	struct rs_stream sm;
-	struct rs_chan ch;
+	struct rs_state *st;
 	struct rs_watch *watches;
 	uint32_t news; /* grows when waiters must look again (futex word) */
 	uint32_t in_tcp; /* threads asleep in the kernel's recv; under the lock */
@@ -100,7 +127,6 @@ struct rs_conn {
 	uint32_t sleepers; /* threads that wait for `news` */
 	uint32_t bells; /* local bells of poll() sleepers */
 	uint32_t want_room; /* bells of those that wait for room */
-	uint64_t ktx, krx; /* bytes given to and taken from the kernel */
 	/*
 	 * Plain, but the peer still writes to TCP what it had accepted for the ring, up to this count
 	 * of bytes received: an earlier end is a cut. 0: nothing is owed.
@@ -125,8 +151,17 @@ struct rs_conn {
 	bool in_directory;
 	uint32_t *holders; /* while it is fresh: processes that have it; NULL: this one */
 	uint32_t shared; /* number of the last fork that shared it */
+	uint32_t kept,
+		kept_first; /* of the last and first one that it was on a link at, and kept; 0: none */
+	uint32_t kept_ends; /* st->ends then */
+	uint32_t disowned; /* foreign: number of the last fork that it came by */
+	struct rs_state
+		*theirs; /* the owner's, when it is foreign, or was and the owner has died */
+	struct rs_owner *owner;
+	bool watched; /* foreign: in sets of the owner, some of which we may have */
 	uint64_t shared_until; /* ms: plain unless one process is alone with it by then */
 	uint64_t claim_at; /* ms */
+	uint64_t born; /* ms */
 	uint64_t window_end; /* ms: plain for good unless claimed by then; 0: none */
 	uint64_t link_dead_at; /* ms: when a lost link counts as dead */
 	uint64_t retry_at; /* ms: try to enter again */
@@ -150,6 +185,12 @@ struct rs_conn {
 struct rs_conn *rs_conn_new(int fd, bool server);
 /* In a forked child. */
 void rs_conns_forget(void);
+/*
+ * For a connection that came by a fork, whose state is the parent's: as of one that has not been used
+ * (`fresh`), or to be filled in. NULL: no memory.
+ */
+struct rs_state *rs_state_new(void);
+struct rs_state *rs_state_fresh(void);
 /* A reference, unless the connection is gone. */
 bool rs_conn_get(struct rs_conn *c);
 void rs_conn_put(struct rs_conn *c);
@@ -194,8 +235,9 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how);
 /*
  * The last descriptor `fd` is being closed: does what precedes the kernel's close, which the caller
  * does next. If the peer may still write control bytes, the connection keeps a duplicate of its own.
+ * False: another process has it (owner.h), and sets that hold it go on to speak of it.
  */
-void rs_conn_close(struct rs_conn *c, int fd);
+bool rs_conn_close(struct rs_conn *c, int fd);
 /* O_NONBLOCK or a socket time-out was, or may have been, changed. */
 void rs_conn_modes_changed(struct rs_conn *c);
 /* Under the lock: SO_SNDBUF or SO_RCVBUF was set. */

@@ -6,6 +6,7 @@
 
 #include "conn_mgr/accepted.h"
 #include "conn_mgr/control.h"
+#include "conn_mgr/owner.h"
 #include "conn_mgr/wait.h"
 #include "rsock/sys.h"
 
@@ -31,7 +32,7 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 		 * for after SHUT_RD the end of file hides what the peer writes.
 		 */
 		if (!c->plain && how >= SHUT_RD && how <= SHUT_RDWR) {
-			c->sm.refuse = true;
+			c->st->sm.refuse = true;
 			c->reason = RS_REASON_CLOSING;
 			rs_conn_become_plain(c);
 		}
@@ -45,15 +46,16 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 		uint64_t m;
 
 		/* Both directions have ended: TCP would be closed (tcp(7), inet_shutdown). */
-		if (c->reset || c->broken || (c->sm.tx == RS_TX_RAW && rs_conn_tcp_closed(c)) ||
-		    (c->sm.fin_wanted && (c->sm.rx_fin_known || c->sm.rx_eof ||
-					  (c->sm.rx == RS_RX_FAST && rs_chan_rx_fin(&c->ch, &m)))))
+		if (c->reset || c->broken || (c->st->sm.tx == RS_TX_RAW && rs_conn_tcp_closed(c)) ||
+		    (c->st->sm.fin_wanted &&
+		     (c->st->sm.rx_fin_known || c->st->sm.rx_eof ||
+		      (c->st->sm.rx == RS_RX_FAST && rs_chan_rx_fin(&c->st->ch, &m)))))
 			r = -ENOTCONN;
 		rs_conn_sync(c);
 		if (how != SHUT_WR)
 			c->rd_shut = true;
 		if (how != SHUT_RD)
-			rs_stream_shutdown_wr(&c->sm, rs_now_ms());
+			rs_stream_shutdown_wr(&c->st->sm, rs_now_ms());
 		rs_conn_settle(c);
 		rs_conn_ring(c);
 	}
@@ -69,8 +71,9 @@ static void linger(struct rs_conn *c, int fd, uint32_t seconds)
 
 	if (fl < 0 || fl & O_NONBLOCK)
 		return;
-	while (c->sm.tx == RS_TX_FAST &&
-	       c->ch.tail - rs_chan_tx_head(&c->ch) > ((uint64_t)1 << 18) && rs_now_ms() < end) {
+	while (c->st->sm.tx == RS_TX_FAST &&
+	       c->st->ch.tail - rs_chan_tx_head(&c->st->ch) > ((uint64_t)1 << 18) &&
+	       rs_now_ms() < end) {
 		struct timespec ts = { 0, 1000000 };
 
 		rs_unlock(&c->lock);
@@ -79,7 +82,51 @@ static void linger(struct rs_conn *c, int fd, uint32_t seconds)
 	}
 }
 
-void rs_conn_close(struct rs_conn *c, int fd)
+/* Under the lock. */
+static void start_leaving(struct rs_conn *c, enum rs_reason why, bool consumed)
+{
+	/* First: the peer's RESUME may be there to be read, and is answered by what we have. */
+	if (consumed)
+		c->st->sm.handover = true;
+	rs_conn_sync(c);
+	rs_conn_take_control(c);
+	c->st->sm.refuse = true;
+	if (!c->left)
+		c->reason = (uint8_t)why;
+	c->left = true;
+	rs_stream_leave(&c->st->sm, (uint8_t)why, consumed);
+	rs_conn_settle(c);
+}
+
+/*
+ * Another process has the socket, so it does not end: we only cease to be its owner. What the peer has
+ * yet to be told, and to tell, needs a descriptor.
+ */
+static bool yield(struct rs_conn *c, int fd)
+{
+	int held;
+
+	if (!c->bound || c->plain || c->reset || !rs_owner_shared(c))
+		return false;
+	held = rs_fd_dup(fd);
+	rs_conn_unwatch_tcp(c);
+	c->fd = held;
+	if (held < 0) {
+		c->fd = fd;
+		rs_stream_violation(&c->st->sm); /* never a silent cut */
+		rs_conn_settle(c);
+		return false;
+	}
+	c->held = true;
+	c->yields = true;
+	rs_owner_count_yielding(1);
+	if (rs_control_watch_conn(c->fd, c) == 0)
+		c->watched_tcp = true;
+	start_leaving(c, RS_REASON_FORKED, true);
+	return true;
+}
+
+bool rs_conn_close(struct rs_conn *c, int fd)
 {
 	struct linger lin = { 0 };
 	socklen_t len = sizeof(lin);
@@ -88,8 +135,19 @@ void rs_conn_close(struct rs_conn *c, int fd)
 
 	if (c->server)
 		rs_accepted_drop(c);
+	if (rs_owner_dead(c))
+		rs_owner_claim(c);
 	rs_lock(&c->lock);
 	rs_accepted_unshare(c);
+	if (c->foreign) {
+		rs_owner_let_go(c);
+		c->closed = true;
+		goto out;
+	}
+	if (yield(c, fd)) {
+		rs_conn_unlock(c);
+		return false;
+	}
 	if (c->bound && !c->plain &&
 	    rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &lin, &len) == 0 && lin.l_onoff) {
 		unread = lin.l_linger == 0; /* abort, as if bytes were left unread */
@@ -109,20 +167,20 @@ void rs_conn_close(struct rs_conn *c, int fd)
 	}
 	rs_conn_sync(c);
 	rs_conn_take_control(c);
-	if (c->sm.rx == RS_RX_FAST || c->sm.rx == RS_RX_DRAIN) {
-		unread |= rs_chan_rx_tail(&c->ch) > c->sm.rx_off &&
-			  rs_rx_plan(&c->sm, &n) == RS_RXP_RING;
+	if (c->st->sm.rx == RS_RX_FAST || c->st->sm.rx == RS_RX_DRAIN) {
+		unread |= rs_chan_rx_tail(&c->st->ch) > c->st->sm.rx_off &&
+			  rs_rx_plan(&c->st->sm, &n) == RS_RXP_RING;
 	}
-	if (rs_tcp_head(&c->sm, &n) == RS_HEAD_APP) {
+	if (rs_tcp_head(&c->st->sm, &n) == RS_HEAD_APP) {
 		int inq = 0;
 
 		rs_sys3(SYS_ioctl, fd, FIONREAD, &inq);
 		unread |= inq > 0;
 	}
 	rs_conn_unwatch_tcp(c);
-	rs_stream_close(&c->sm, unread, rs_now_ms());
+	rs_stream_close(&c->st->sm, unread, rs_now_ms());
 	rs_conn_settle(c);
-	if (c->sm.dead)
+	if (c->st->sm.dead)
 		goto out;
 	/* The peer may still write control bytes: keep the socket until it says that it will not. */
 	{
@@ -130,7 +188,7 @@ void rs_conn_close(struct rs_conn *c, int fd)
 
 		if (held < 0) {
 			/* No descriptor to read the peer's last words with: as a process that dies. */
-			rs_stream_violation(&c->sm);
+			rs_stream_violation(&c->st->sm);
 			rs_conn_settle(c);
 			if (c->bound)
 				rs_conn_detach(c);
@@ -148,6 +206,7 @@ out:
 	if (!c->held)
 		c->fd = -1;
 	rs_conn_unlock(c);
+	return true;
 }
 
 void rs_conn_fd_added(struct rs_conn *c)
@@ -226,7 +285,7 @@ void rs_conn_abort(struct rs_conn *c)
 	}
 	rs_lock(&c->lock);
 	if (!c->plain && !c->reset) {
-		rs_stream_violation(&c->sm);
+		rs_stream_violation(&c->st->sm);
 		rs_conn_settle(c);
 	}
 	rs_conn_unlock(c);
@@ -241,12 +300,12 @@ bool rs_conn_flush(struct rs_conn *c)
 	if (rs_lock_mine(&c->lock))
 		return false; /* exit() in a signal handler, inside our own call */
 	rs_lock(&c->lock);
-	if (c->bound && !c->plain && !c->reset && c->sm.tx == RS_TX_RAW && !c->sm.dead) {
+	if (c->bound && !c->plain && !c->reset && c->st->sm.tx == RS_TX_RAW && !c->st->sm.dead) {
 		rs_conn_flush_out(c);
 		rs_conn_settle(c);
 	}
-	flushing = c->bound && !c->plain && !c->reset && !c->sm.dead && c->sm.tx == RS_TX_RAW &&
-		   c->sm.tx_raw < c->sm.tx_off;
+	flushing = c->bound && !c->plain && !c->reset && !c->st->sm.dead &&
+		   c->st->sm.tx == RS_TX_RAW && c->st->sm.tx_raw < c->st->sm.tx_off;
 	rs_conn_unlock(c);
 	return flushing;
 }
@@ -257,7 +316,7 @@ void rs_conn_hand_over(struct rs_conn *c)
 		return; /* a handler that interrupted our own call */
 	rs_lock(&c->lock);
 	if (c->bound)
-		c->sm.handover = true;
+		c->st->sm.handover = true;
 	rs_unlock(&c->lock);
 }
 
@@ -268,22 +327,14 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 
 	if (rs_lock_mine(&c->lock))
 		return -ETIMEDOUT; /* a handler that interrupted our own call */
+	if (c->foreign)
+		rs_owner_claim(c);
 	rs_lock(&c->lock);
 	if (!c->plain && !c->bound) {
 		c->reason = (uint8_t)why;
 		rs_conn_become_plain(c);
 	} else if (!c->plain && !c->reset) {
-		/* First: the peer's RESUME may be there to be read, and is answered by what we have. */
-		if (consumed)
-			c->sm.handover = true;
-		rs_conn_sync(c);
-		rs_conn_take_control(c);
-		c->sm.refuse = true;
-		if (!c->left)
-			c->reason = (uint8_t)why;
-		c->left = true;
-		rs_stream_leave(&c->sm, (uint8_t)why, consumed);
-		rs_conn_settle(c);
+		start_leaving(c, why, consumed);
 	}
 	while (!c->plain && !c->reset && !c->closed) {
 		uint32_t news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
@@ -294,7 +345,7 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 			r = -ETIMEDOUT;
 			break;
 		}
-		if (rs_tx_is_raw(&c->sm) && rs_rx_is_stuck(&c->sm)) {
+		if (rs_tx_is_raw(&c->st->sm) && rs_rx_is_stuck(&c->st->sm)) {
 			r = -EINPROGRESS;
 			break;
 		}
@@ -319,7 +370,7 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 /* Under the lock: whether there is something that ends with this process, and must not. */
 static bool staged(const struct rs_conn *c)
 {
-	return c->bound && c->ch.remote && !c->plain && !c->reset && !c->sm.dead;
+	return c->bound && c->st->ch.remote && !c->plain && !c->reset && !c->st->sm.dead;
 }
 
 bool rs_conn_expects(struct rs_conn *c)
@@ -330,15 +381,17 @@ bool rs_conn_expects(struct rs_conn *c)
 	if (rs_lock_mine(&c->lock))
 		return false; /* exit() in a signal handler, inside our own call */
 	rs_lock(&c->lock);
-	if (c->bound && !c->plain && !c->reset && !c->sm.dead) {
+	if (c->bound && !c->plain && !c->reset && !c->st->sm.dead) {
 		rs_conn_sync(c);
 		rs_conn_take_control(c);
 		rs_conn_flush_out(c);
 		rs_conn_settle(c);
-		expects = c->sm.rx == RS_RX_ARMED ? c->sm.rx_ok_sent
-						  : c->sm.rx == RS_RX_FAST && !c->sm.rx_fin_frame &&
-							    rs_chan_rx_fin(&c->ch, &m);
-		expects &= c->bound && !c->plain && !c->reset && !c->sm.dead && !c->sm.rx_eof;
+		expects = c->st->sm.rx == RS_RX_ARMED
+				  ? c->st->sm.rx_ok_sent
+				  : c->st->sm.rx == RS_RX_FAST && !c->st->sm.rx_fin_frame &&
+					    rs_chan_rx_fin(&c->st->ch, &m);
+		expects &=
+			c->bound && !c->plain && !c->reset && !c->st->sm.dead && !c->st->sm.rx_eof;
 	}
 	rs_conn_unlock(c);
 	return expects;
@@ -354,13 +407,13 @@ void rs_conn_exit(struct rs_conn *c)
 	if (staged(c)) {
 		rs_conn_sync(c);
 		rs_conn_take_control(c);
-		c->sm.refuse = true;
+		c->st->sm.refuse = true;
 		/* What is unread then, TCP answers with RST: so do we. */
-		if (!c->closed && rs_rx_plan(&c->sm, &n) == RS_RXP_RING &&
-		    rs_chan_rx_tail(&c->ch) > c->sm.rx_off)
-			rs_stream_close(&c->sm, true, rs_now_ms());
+		if (!c->closed && rs_rx_plan(&c->st->sm, &n) == RS_RXP_RING &&
+		    rs_chan_rx_tail(&c->st->ch) > c->st->sm.rx_off)
+			rs_stream_close(&c->st->sm, true, rs_now_ms());
 		else
-			rs_stream_leave(&c->sm, RS_REASON_CLOSING, false);
+			rs_stream_leave(&c->st->sm, RS_REASON_CLOSING, false);
 		rs_conn_settle(c);
 	}
 	rs_conn_unlock(c);
@@ -375,7 +428,7 @@ bool rs_conn_exited(struct rs_conn *c, bool hurry)
 		return true;
 	rs_lock(&c->lock);
 	if (staged(c)) {
-		rs_remote_progress(c->ch.remote);
+		rs_remote_progress(c->st->ch.remote);
 		rs_conn_sync(c);
 		rs_conn_take_control(c);
 		rs_conn_flush_out(c);
@@ -385,7 +438,7 @@ bool rs_conn_exited(struct rs_conn *c, bool hurry)
 		 * What the peer still writes, a closed socket answers with RST. That throws away
 		 * what the peer's kernel does not have by then.
 		 */
-		if (!over && hurry && rs_tx_is_raw(&c->sm))
+		if (!over && hurry && rs_tx_is_raw(&c->st->sm))
 			over = rs_sys3(SYS_ioctl, c->fd, TIOCOUTQ, &outq) != 0 || outq == 0;
 	}
 	rs_conn_unlock(c);

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 
 #include "conn_mgr/link.h"
+#include "conn_mgr/owner.h"
 #include "rsock/sys.h"
 
 /* ---- to TCP ---- */
@@ -22,13 +23,13 @@ void rs_conn_sync(struct rs_conn *c)
 {
 	if (!c->bound)
 		return;
-	if (c->ch.remote && c->sm.tx == RS_TX_FAST)
-		rs_tx_posted(&c->sm, c->ch.posted);
-	rs_tx_acked(&c->sm, rs_chan_tx_head(&c->ch));
-	if (c->sm.rx != RS_RX_RAW && c->sm.rx != RS_RX_ARMED)
-		rs_rx_landed(&c->sm, rs_chan_rx_tail(&c->ch));
-	if (c->ch.rx_bad)
-		rs_stream_violation(&c->sm);
+	if (c->st->ch.remote && c->st->sm.tx == RS_TX_FAST)
+		rs_tx_posted(&c->st->sm, c->st->ch.posted);
+	rs_tx_acked(&c->st->sm, rs_chan_tx_head(&c->st->ch));
+	if (c->st->sm.rx != RS_RX_RAW && c->st->sm.rx != RS_RX_ARMED)
+		rs_rx_landed(&c->st->sm, rs_chan_rx_tail(&c->st->ch));
+	if (c->st->ch.rx_bad)
+		rs_stream_violation(&c->st->sm);
 }
 
 static void tcp_failed(struct rs_conn *c, long r)
@@ -36,7 +37,7 @@ static void tcp_failed(struct rs_conn *c, long r)
 	if (!c->err && r != -EPIPE)
 		c->err = (int)-r;
 	rs_conn_sync(c);
-	rs_rx_tcp_reset(&c->sm);
+	rs_rx_tcp_reset(&c->st->sm);
 }
 
 /* Writes what the state machine owes to TCP. */
@@ -54,7 +55,7 @@ void rs_conn_flush_out(struct rs_conn *c)
 		const void *p;
 		size_t len;
 
-		rs_tx_out(&c->sm, &o);
+		rs_tx_out(&c->st->sm, &o);
 		if (!o.len)
 			break;
 		len = o.len;
@@ -63,7 +64,7 @@ void rs_conn_flush_out(struct rs_conn *c)
 		} else {
 			if (len > sizeof(buf))
 				len = sizeof(buf);
-			rs_chan_tx_fetch(&c->ch, o.from, buf, len);
+			rs_chan_tx_fetch(&c->st->ch, o.from, buf, len);
 			p = buf;
 		}
 		r = rs_sys6(SYS_sendto, c->fd, (long)p, (long)len,
@@ -78,8 +79,8 @@ void rs_conn_flush_out(struct rs_conn *c)
 			tcp_failed(c, r);
 			break;
 		}
-		c->ktx += (uint64_t)r;
-		rs_tx_wrote(&c->sm, (size_t)r, rs_now_ms());
+		c->st->ktx += (uint64_t)r;
+		rs_tx_wrote(&c->st->sm, (size_t)r, rs_now_ms());
 	}
 	c->blocked = false;
 }
@@ -94,6 +95,16 @@ static void drop_held(struct rs_conn *c)
 	c->fd = -1;
 }
 
+/* It is the other processes'. */
+static void end_yield(struct rs_conn *c)
+{
+	c->yields = false;
+	c->closed = true;
+	rs_conn_unwatch_tcp(c);
+	drop_held(c);
+	rs_owner_count_yielding(-1);
+}
+
 static void abort_tcp(struct rs_conn *c)
 {
 	const struct linger lin = { .l_onoff = 1, .l_linger = 0 };
@@ -104,6 +115,7 @@ static void abort_tcp(struct rs_conn *c)
 	c->reset = true;
 	c->err = ECONNRESET;
 	rs_conn_unwatch_tcp(c);
+	rs_owner_ended(c, true);
 	if (c->closed) {
 		rs_sys5(SYS_setsockopt, c->fd, SOL_SOCKET, SO_LINGER, &lin, sizeof(lin));
 		drop_held(c);
@@ -111,37 +123,39 @@ static void abort_tcp(struct rs_conn *c)
 		/* The program still has descriptors: this sends RST without closing them. */
 		rs_sys3(SYS_connect, c->fd, &sa, sizeof(sa));
 	}
+	if (c->yields)
+		end_yield(c);
 }
 
 /* ---- to the peer ---- */
 
 static void send_messages(struct rs_conn *c)
 {
-	uint8_t n = c->sm.nmsgs;
+	uint8_t n = c->st->sm.nmsgs;
 
-	c->sm.nmsgs = 0;
+	c->st->sm.nmsgs = 0;
 	for (uint8_t i = 0; i < n; i++) {
-		struct rs_msg_small m = c->sm.msgs[i];
+		struct rs_msg_small m = c->st->sm.msgs[i];
 
-		if (m.type == RS_MSG_FIN && !c->ch.remote) {
-			rs_chan_tx_fin(&c->ch, m.offset);
+		if (m.type == RS_MSG_FIN && !c->st->ch.remote) {
+			rs_chan_tx_fin(&c->st->ch, m.offset);
 			continue;
 		}
 		/* LEFT says that no write follows. */
-		if (m.type == RS_MSG_LEFT && c->ch.remote)
-			rs_remote_open(&c->ch, false);
+		if (m.type == RS_MSG_LEFT && c->st->ch.remote)
+			rs_remote_open(&c->st->ch, false);
 		/* Once both have said it, the peer's slot and its memory are another stream's. */
 		if (m.type == RS_MSG_GONE)
-			c->ch.mute = true;
+			c->st->ch.mute = true;
 		if (m.type == RS_MSG_ENTER_OK)
-			rs_chan_rx_begin(&c->ch, m.offset);
+			rs_chan_rx_begin(&c->st->ch, m.offset);
 		rs_link_tell(c, m.type, m.epoch, m.offset);
 	}
 }
 
 void rs_conn_detach(struct rs_conn *c)
 {
-	rs_stream_gone(&c->sm);
+	rs_stream_gone(&c->st->sm);
 	send_messages(c);
 	rs_conn_ring(c); /* who sleeps in the slot must not stay there */
 	rs_link_detach(c);
@@ -150,17 +164,17 @@ void rs_conn_detach(struct rs_conn *c)
 /* What the queue pair needs to know, and who waits for acknowledgements, without a thread asleep. */
 static void settle_remote(struct rs_conn *c)
 {
-	bool open = rs_tx_may_post(&c->sm);
+	bool open = rs_tx_may_post(&c->st->sm);
 
-	if (open != c->ch.open)
-		rs_remote_open(&c->ch, open);
-	if (c->sm.fin_wanted)
-		__atomic_fetch_or(&c->ch.mine->tx_mask, 1, __ATOMIC_SEQ_CST);
+	if (open != c->st->ch.open)
+		rs_remote_open(&c->st->ch, open);
+	if (c->st->sm.fin_wanted)
+		__atomic_fetch_or(&c->st->ch.mine->tx_mask, 1, __ATOMIC_SEQ_CST);
 	if (c->closed)
-		__atomic_fetch_or(&c->ch.mine->rx_mask, 1, __ATOMIC_SEQ_CST);
-	if (c->sm.rx_fin_known && !c->ch.eager) {
-		c->ch.eager = true;
-		rs_remote_credit(&c->ch);
+		__atomic_fetch_or(&c->st->ch.mine->rx_mask, 1, __ATOMIC_SEQ_CST);
+	if (c->st->sm.rx_fin_known && !c->st->ch.eager) {
+		c->st->ch.eager = true;
+		rs_remote_credit(&c->st->ch);
 	}
 }
 
@@ -168,9 +182,9 @@ void rs_conn_poke(struct rs_conn *c)
 {
 	rs_lock(&c->lock);
 	if (c->bound && !c->plain) {
-		if (c->ch.remote) {
-			rs_remote_post(&c->ch);
-			rs_remote_credit(&c->ch);
+		if (c->st->ch.remote) {
+			rs_remote_post(&c->st->ch);
+			rs_remote_credit(&c->st->ch);
 			rs_conn_sync(c);
 		}
 		rs_conn_settle(c);
@@ -188,9 +202,9 @@ void rs_conn_settle(struct rs_conn *c)
 	uint64_t due;
 
 	for (;;) {
-		uint32_t todo = rs_stream_todo(&c->sm);
+		uint32_t todo = rs_stream_todo(&c->st->sm);
 
-		if (!todo && !c->sm.nmsgs)
+		if (!todo && !c->st->sm.nmsgs)
 			break;
 		send_messages(c);
 		if (todo & RS_DO_RESET)
@@ -206,20 +220,25 @@ void rs_conn_settle(struct rs_conn *c)
 		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
 	}
 	/* Last: the MARK that was just written may be what the bytes had to wait for. */
-	if (c->bound && c->ch.remote)
+	if (c->bound && c->st->ch.remote)
 		settle_remote(c);
 	/* A peer that left did so for good. */
-	if (c->bound && c->sm.why == RS_REASON_PEER_LEFT)
-		c->sm.refuse = true;
-	if (c->bound && c->sm.why && c->sm.refuse && !c->left)
-		c->reason = c->sm.why;
-	if (c->bound && c->sm.refuse && !c->closed && !c->reset && rs_stream_is_raw(&c->sm)) {
+	if (c->bound && c->st->sm.why == RS_REASON_PEER_LEFT)
+		c->st->sm.refuse = true;
+	if (c->bound && c->st->sm.why && c->st->sm.refuse && !c->left)
+		c->reason = c->st->sm.why;
+	if (c->bound && c->st->sm.refuse && !c->closed && !c->reset &&
+	    rs_stream_is_raw(&c->st->sm)) {
 		rs_conn_become_plain(c); /* wakes those who sleep on the slot, while it is ours */
 		rs_conn_detach(c);
+		if (c->yields)
+			end_yield(c);
 		return;
 	}
-	if (c->bound && c->closed && c->sm.dead)
+	if (c->bound && c->closed && c->st->sm.dead)
 		rs_conn_detach(c);
+	if (c->yields && rs_owner_give(c))
+		end_yield(c);
 	rs_conn_show(c);
 	due = rs_conn_deadline(c);
 	if (due)
@@ -230,7 +249,7 @@ void rs_conn_settle(struct rs_conn *c)
 
 void rs_conn_unlock(struct rs_conn *c)
 {
-	if (c->sm.todo | c->sm.nmsgs)
+	if (c->st->sm.todo | c->st->sm.nmsgs)
 		rs_conn_settle(c);
 	rs_unlock(&c->lock);
 }
@@ -243,11 +262,11 @@ void rs_conn_unlock(struct rs_conn *c)
  */
 static void peer_ended(struct rs_conn *c)
 {
-	bool unread = !c->ch.remote && rs_chan_tx_head(&c->ch) < c->ch.tail;
+	bool unread = !c->st->ch.remote && rs_chan_tx_head(&c->st->ch) < c->st->ch.tail;
 
-	rs_rx_tcp_eof(&c->sm, unread);
+	rs_rx_tcp_eof(&c->st->sm, unread);
 	/* A process that died with bytes of ours unread: TCP would have answered them with RST. */
-	if (unread && c->sm.rx == RS_RX_DRAIN && c->sm.tx_orphan && !c->broken) {
+	if (unread && c->st->sm.rx == RS_RX_DRAIN && c->st->sm.tx_orphan && !c->broken) {
 		c->broken = true;
 		c->err = ECONNRESET;
 	}
@@ -255,17 +274,18 @@ static void peer_ended(struct rs_conn *c)
 
 void rs_conn_tcp_ended(struct rs_conn *c)
 {
-	uint64_t tail = rs_chan_rx_survived(&c->ch, c->sm.rx_off);
+	uint64_t tail = rs_chan_rx_survived(&c->st->ch, c->st->sm.rx_off);
 
-	if (tail > c->sm.rx_off && !c->ch.remote)
-		rs_chan_rx_begin(&c->ch, c->sm.rx_off);
-	rs_rx_landed(&c->sm, tail);
+	if (tail > c->st->sm.rx_off && !c->st->ch.remote)
+		rs_chan_rx_begin(&c->st->ch, c->st->sm.rx_off);
+	rs_rx_landed(&c->st->sm, tail);
 	peer_ended(c);
 }
 
 void rs_conn_peer_closed(struct rs_conn *c)
 {
-	if (c->broken || c->closed || c->ch.remote || rs_chan_tx_head(&c->ch) >= c->ch.tail)
+	if (c->broken || c->closed || c->st->ch.remote ||
+	    rs_chan_tx_head(&c->st->ch) >= c->st->ch.tail)
 		return;
 	c->broken = true;
 	c->err = EPIPE;
@@ -283,7 +303,7 @@ void rs_conn_take_control(struct rs_conn *c)
 	if (c->fd < 0)
 		return; /* closed, or about to be by another thread */
 	for (;;) {
-		enum rs_tcp_head head = rs_tcp_head(&c->sm, &n);
+		enum rs_tcp_head head = rs_tcp_head(&c->st->sm, &n);
 
 		switch (head) {
 		case RS_HEAD_APP:
@@ -310,14 +330,14 @@ void rs_conn_take_control(struct rs_conn *c)
 				rs_conn_tcp_ended(c);
 				return;
 			}
-			if (!rs_rx_mark(&c->sm, buf, (size_t)r, false, rs_now_ms())) {
-				if (c->sm.rx == RS_RX_ARMED)
+			if (!rs_rx_mark(&c->st->sm, buf, (size_t)r, false, rs_now_ms())) {
+				if (c->st->sm.rx == RS_RX_ARMED)
 					return;
 				continue;
 			}
 			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, RS_MARK_LEN, MSG_DONTWAIT, 0,
 				    0);
-			c->krx += RS_MARK_LEN;
+			c->st->krx += RS_MARK_LEN;
 			continue;
 		case RS_HEAD_FRAME:
 			r = rs_sys6(SYS_recvfrom, c->fd, (long)buf, (long)n, MSG_DONTWAIT, 0, 0);
@@ -334,10 +354,10 @@ void rs_conn_take_control(struct rs_conn *c)
 				peer_ended(c);
 				return;
 			}
-			c->krx += (uint64_t)r;
-			fast = c->sm.tx == RS_TX_FAST && !c->sm.tx_orphan;
-			rs_rx_frame(&c->sm, buf, (size_t)r, rs_now_ms());
-			if (fast && c->sm.tx_orphan)
+			c->st->krx += (uint64_t)r;
+			fast = c->st->sm.tx == RS_TX_FAST && !c->st->sm.tx_orphan;
+			rs_rx_frame(&c->st->sm, buf, (size_t)r, rs_now_ms());
+			if (fast && c->st->sm.tx_orphan)
 				rs_conn_peer_closed(c);
 			continue;
 		case RS_HEAD_SKIP:
@@ -352,11 +372,11 @@ void rs_conn_take_control(struct rs_conn *c)
 				return;
 			}
 			if (r == 0) {
-				rs_rx_tcp_eof(&c->sm, false);
+				rs_rx_tcp_eof(&c->st->sm, false);
 				return;
 			}
-			c->krx += (uint64_t)r;
-			rs_rx_skipped(&c->sm, (uint64_t)r);
+			c->st->krx += (uint64_t)r;
+			rs_rx_skipped(&c->st->sm, (uint64_t)r);
 			continue;
 		}
 	}
@@ -379,8 +399,8 @@ static void check_reset_after_fin(struct rs_conn *c)
 {
 	socklen_t len = sizeof(c->err);
 
-	if (!c->bound || c->closed || c->broken || c->err || c->sm.fin_wanted || c->sm.dead ||
-	    !c->sm.rx_fin_frame || !rs_conn_tcp_closed(c))
+	if (!c->bound || c->closed || c->broken || c->err || c->st->sm.fin_wanted ||
+	    c->st->sm.dead || !c->st->sm.rx_fin_frame || !rs_conn_tcp_closed(c))
 		return;
 	c->broken = true;
 	/* The kernel's error, unless it has told it already: the program must have it once. */
@@ -395,14 +415,15 @@ void rs_conn_tcp_event(struct rs_conn *c, uint32_t events)
 	rs_lock(&c->lock);
 	if (!c->managed || c->plain || c->reset)
 		goto out;
-	before = c->sm.rx;
+	before = c->st->sm.rx;
 	rs_conn_take_control(c);
-	if (c->blocked || c->sm.todo & RS_DO_OUT)
+	if (c->blocked || c->st->sm.todo & RS_DO_OUT)
 		rs_conn_flush_out(c);
 	rs_conn_settle(c);
 	if (events & (EPOLLERR | EPOLLHUP) && !c->plain)
 		check_reset_after_fin(c);
-	if (!c->plain && (before == RS_RX_RAW || before == RS_RX_ARMED || c->sm.tx == RS_TX_RAW))
+	if (!c->plain &&
+	    (before == RS_RX_RAW || before == RS_RX_ARMED || c->st->sm.tx == RS_TX_RAW))
 		rs_conn_ring(c); /* the kernel does not speak: application bytes or room */
 out:
 	rs_conn_unlock(c);

@@ -35,9 +35,9 @@ static int compare_counts(struct rs_conn *c)
 	if (inq != inq2 || outq != outq2)
 		return -1; /* bytes or acknowledgements came meanwhile */
 	/* tcpi_bytes_acked counts the SYN of the connecting side. */
-	return ti.tcpi_bytes_received == c->krx + (unsigned int)inq &&
-	       (c->ktx + 1 == ti.tcpi_bytes_acked + (unsigned int)outq ||
-		c->ktx == ti.tcpi_bytes_acked + (unsigned int)outq);
+	return ti.tcpi_bytes_received == c->st->krx + (unsigned int)inq &&
+	       (c->st->ktx + 1 == ti.tcpi_bytes_acked + (unsigned int)outq ||
+		c->st->ktx == ti.tcpi_bytes_acked + (unsigned int)outq);
 }
 
 /* The kernel's own byte counts must be ours, or somebody did I/O that we did not see. */
@@ -52,22 +52,22 @@ static bool counts_agree(struct rs_conn *c)
 
 static void try_enter(struct rs_conn *c, uint64_t now)
 {
-	if (!c->bound || !rs_stream_can_enter(&c->sm))
+	if (!c->bound || !rs_stream_can_enter(&c->st->sm))
 		return;
 	if (c->busy) { /* a thread sleeps in the kernel's send: where it will end is not known */
 		c->retry_at = now + BUSY_MS;
 		return;
 	}
 	if (!counts_agree(c)) {
-		c->sm.refuse = true;
-		c->sm.why = RS_REASON_FOREIGN_IO;
+		c->st->sm.refuse = true;
+		c->st->sm.why = RS_REASON_FOREIGN_IO;
 		rs_conn_settle(c);
 		return;
 	}
-	rs_chan_tx_begin(&c->ch, c->sm.tx_off);
+	rs_chan_tx_begin(&c->st->ch, c->st->sm.tx_off);
 	c->retry_at = now + ((uint64_t)rs_config.enter_ms << (c->retries < 6 ? c->retries : 6)) * 2;
 	c->retries++;
-	rs_stream_enter(&c->sm, now);
+	rs_stream_enter(&c->st->sm, now);
 }
 
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
@@ -78,8 +78,8 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	if (c->plain || c->closed || c->bound)
 		goto out;
 	remote = c->link->shm.remote;
-	if (!(remote ? rs_remote_bind(&c->ch, remote, c->id, c->peer_id, &c->peer_block)
-		     : rs_chan_bind(&c->ch, &c->link->shm, c->id, c->peer_id))) {
+	if (!(remote ? rs_remote_bind(&c->st->ch, remote, c->id, c->peer_id, &c->peer_block)
+		     : rs_chan_bind(&c->st->ch, &c->link->shm, c->id, c->peer_id))) {
 		c->reason = RS_REASON_PROTOCOL;
 		rs_conn_become_plain(c);
 		goto out;
@@ -87,7 +87,7 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	c->claim = RS_CLAIM_DONE;
 	c->window_end = 0;
 	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
-	c->sm.cfg.ring_survives = !remote;
+	c->st->sm.cfg.ring_survives = !remote;
 	if (remote && remote->qp)
 		rs_row_device(c->row, remote->ops->device(remote->qp));
 	/*
@@ -95,15 +95,15 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	 * directions, which over a network takes the program seconds to read.
 	 */
 	if (remote)
-		c->sm.cfg.enter_ms *= REMOTE_ENTER;
-	rs_stream_attach(&c->sm, key, c->server);
+		c->st->sm.cfg.enter_ms *= REMOTE_ENTER;
+	rs_stream_attach(&c->st->sm, key, c->server);
 	rs_conn_buffers(c);
 	if (rs_conn_manage(c) != 0) {
-		c->sm.refuse = true;
-		c->sm.why = RS_REASON_NO_FDS;
+		c->st->sm.refuse = true;
+		c->st->sm.why = RS_REASON_NO_FDS;
 	} else {
-		__atomic_fetch_or(&c->ch.mine->rx_mask, c->bells, __ATOMIC_SEQ_CST);
-		__atomic_fetch_or(&c->ch.mine->tx_mask, c->bells, __ATOMIC_SEQ_CST);
+		__atomic_fetch_or(&c->st->ch.mine->rx_mask, c->bells, __ATOMIC_SEQ_CST);
+		__atomic_fetch_or(&c->st->ch.mine->tx_mask, c->bells, __ATOMIC_SEQ_CST);
 		rs_conn_ring(c); /* sleepers in poll() must sleep our way from now on */
 		try_enter(c, rs_now_ms());
 	}
@@ -120,19 +120,19 @@ void rs_conn_message(struct rs_conn *c, const struct rs_msg *m)
 	if (!c->bound)
 		goto out;
 	rs_conn_sync(c);
-	if (m->type == RS_MSG_ENTER && (c->sm.rx == RS_RX_RAW || c->sm.rx == RS_RX_ARMED) &&
-	    !c->sm.refuse && !counts_agree(c)) {
-		c->sm.refuse = true;
-		c->sm.why = RS_REASON_FOREIGN_IO;
+	if (m->type == RS_MSG_ENTER && (c->st->sm.rx == RS_RX_RAW || c->st->sm.rx == RS_RX_ARMED) &&
+	    !c->st->sm.refuse && !counts_agree(c)) {
+		c->st->sm.refuse = true;
+		c->st->sm.why = RS_REASON_FOREIGN_IO;
 	}
-	fast = c->sm.tx == RS_TX_FAST && !c->sm.tx_orphan;
-	rs_stream_msg(&c->sm, m->type, m->epoch, m->offset, rs_now_ms());
-	if (fast && c->sm.tx_orphan)
+	fast = c->st->sm.tx == RS_TX_FAST && !c->st->sm.tx_orphan;
+	rs_stream_msg(&c->st->sm, m->type, m->epoch, m->offset, rs_now_ms());
+	if (fast && c->st->sm.tx_orphan)
 		rs_conn_peer_closed(c);
 	if (m->type == RS_MSG_LEAVE || m->type == RS_MSG_GONE) {
-		if (!c->sm.why)
-			c->sm.why = RS_REASON_PEER_LEFT;
-		c->sm.refuse = true;
+		if (!c->st->sm.why)
+			c->st->sm.why = RS_REASON_PEER_LEFT;
+		c->st->sm.refuse = true;
 	}
 	rs_conn_take_control(c);
 	rs_conn_settle(c);
@@ -156,10 +156,10 @@ uint64_t rs_conn_deadline(const struct rs_conn *c)
 
 	if (c->plain)
 		return 0;
-	t[0] = c->bound ? rs_stream_deadline(&c->sm) : 0;
+	t[0] = c->bound ? rs_stream_deadline(&c->st->sm) : 0;
 	t[1] = c->window_end;
 	t[2] = c->link_dead_at;
-	t[3] = c->bound && rs_stream_can_enter(&c->sm) ? c->retry_at : 0;
+	t[3] = c->bound && rs_stream_can_enter(&c->st->sm) ? c->retry_at : 0;
 	t[4] = c->claim == RS_CLAIM_BACKOFF || c->claim == RS_CLAIM_SENT ? c->claim_at : 0;
 	for (size_t i = 0; i < 5; i++)
 		if (t[i] && (!d || t[i] < d))
@@ -171,7 +171,7 @@ void rs_conn_postpone(struct rs_conn *c, uint64_t ms)
 {
 	rs_lock(&c->lock);
 	if (c->bound)
-		rs_stream_postpone(&c->sm, ms);
+		rs_stream_postpone(&c->st->sm, ms);
 	else if (c->claim == RS_CLAIM_SENT && c->claim_at)
 		c->claim_at += ms;
 	if (c->window_end)
@@ -198,14 +198,14 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 	if (c->link_dead_at && now >= c->link_dead_at) {
 		c->link_dead_at = 0;
 		rs_conn_sync(c);
-		c->sm.refuse = true;
-		rs_stream_link_dead(&c->sm, RS_REASON_LINK_LOST);
+		c->st->sm.refuse = true;
+		rs_stream_link_dead(&c->st->sm, RS_REASON_LINK_LOST);
 	}
 	if (c->bound) {
-		rs_stream_timer(&c->sm, now);
+		rs_stream_timer(&c->st->sm, now);
 		/* Who could not prove it in time may be somebody else: not another MARK for him. */
-		if (c->ch.remote && c->sm.why == RS_REASON_NO_PROOF)
-			c->sm.refuse = true;
+		if (c->st->ch.remote && c->st->sm.why == RS_REASON_NO_PROOF)
+			c->st->sm.refuse = true;
 		if (c->retry_at && now >= c->retry_at)
 			try_enter(c, now);
 	}

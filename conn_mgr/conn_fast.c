@@ -42,10 +42,10 @@ static bool fits(struct rs_chan *ch, size_t n)
 
 static bool may_send(struct rs_conn *c, size_t n)
 {
-	const struct rs_stream *s = &c->sm;
+	const struct rs_stream *s = &c->st->sm;
 
 	return !(c->plain | c->reset | c->broken | s->dead | s->fin_wanted) && !c->err &&
-	       s->tx == RS_TX_FAST && !c->ch.tx_tier && fits(&c->ch, n);
+	       s->tx == RS_TX_FAST && !c->st->ch.tx_tier && fits(&c->st->ch, n);
 }
 
 /* Under its lock: it is not gone, nor has its place been given to another. */
@@ -65,7 +65,7 @@ static void unlock(struct rs_conn *c)
 bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_t n)
 {
 	struct rs_conn *c = found->c;
-	struct rs_chan *ch = &c->ch;
+	struct rs_chan *ch = &c->st->ch;
 	bool may;
 
 	if (!small(buf, n) || !rs_trylock(&c->lock))
@@ -74,9 +74,9 @@ bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_
 	if (may) {
 		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), buf, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
-		rs_tx_ring(&c->sm, n);
+		rs_tx_ring(&c->st->sm, n);
 		if (c->row) {
-			c->row->tx_bytes = c->sm.tx_off;
+			c->row->tx_bytes = c->st->sm.tx_off;
 			c->row->tx_fast_bytes += n;
 		}
 	}
@@ -87,24 +87,24 @@ bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_
 /* The ring that holds what is to be read next, and all that follows; RS_TIERS: more than one does. */
 static uint8_t rx_tier(const struct rs_conn *c)
 {
-	const struct rs_shm_slot *mine = c->ch.mine;
+	const struct rs_shm_slot *mine = c->st->ch.mine;
 	uint32_t n;
 	uint64_t seg;
 
-	if (c->ch.remote)
+	if (c->st->ch.remote)
 		return 0;
 	n = __atomic_load_n(&mine->nseg, __ATOMIC_ACQUIRE);
 	if (!n)
 		return 0;
 	seg = __atomic_load_n(&mine->seg[(n - 1) % RS_SEGS], __ATOMIC_ACQUIRE);
-	return seg >> 2 <= c->sm.rx_off && (seg & 3) < RS_TIERS ? (uint8_t)(seg & 3) : RS_TIERS;
+	return seg >> 2 <= c->st->sm.rx_off && (seg & 3) < RS_TIERS ? (uint8_t)(seg & 3) : RS_TIERS;
 }
 
 /* How many bytes can be copied from *from as they are, at most `n`. */
 static size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
 {
-	const struct rs_stream *s = &c->sm;
-	struct rs_chan *ch = &c->ch;
+	const struct rs_stream *s = &c->st->sm;
+	struct rs_chan *ch = &c->st->ch;
 	size_t k, size, at;
 	uint8_t tier;
 
@@ -124,12 +124,12 @@ static size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
 
 bool rs_conn_ring_empty(const struct rs_conn *c)
 {
-	const struct rs_stream *s = &c->sm;
+	const struct rs_stream *s = &c->st->sm;
 
-	return !(c->rd_shut | c->ch.rx_bad | s->dead | s->rx_fin_known) && !c->err &&
+	return !(c->rd_shut | c->st->ch.rx_bad | s->dead | s->rx_fin_known) && !c->err &&
 	       s->rx == RS_RX_FAST &&
-	       __atomic_load_n(&c->ch.mine->tail, __ATOMIC_ACQUIRE) == s->rx_off &&
-	       !__atomic_load_n(&c->ch.mine->fin, __ATOMIC_ACQUIRE);
+	       __atomic_load_n(&c->st->ch.mine->tail, __ATOMIC_ACQUIRE) == s->rx_off &&
+	       !__atomic_load_n(&c->st->ch.mine->fin, __ATOMIC_ACQUIRE);
 }
 
 size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n, bool all,
@@ -148,10 +148,10 @@ size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n,
 		k = 0;
 	if (k) {
 		memcpy(buf, from, k);
-		rs_chan_rx_consume(&c->ch, c->sm.rx_off + k);
-		rs_rx_ring(&c->sm, k);
+		rs_chan_rx_consume(&c->st->ch, c->st->sm.rx_off + k);
+		rs_rx_ring(&c->st->sm, k);
 		if (c->row) {
-			c->row->rx_bytes = c->sm.rx_off;
+			c->row->rx_bytes = c->st->sm.rx_off;
 			c->row->rx_fast_bytes += k;
 		}
 	} else if (rs_conn_ring_empty(c)) { /* may_recv() has looked */

@@ -46,7 +46,7 @@ static bool bad_iov(const struct iovec *iov, size_t n)
 static size_t ring_to_iov(struct rs_conn *c, const struct iovec *iov, size_t n, size_t done,
 			  uint64_t upto, bool peek, bool discard)
 {
-	uint64_t at = c->ch.head;
+	uint64_t at = c->st->ch.head;
 	size_t copied = 0;
 
 	for (size_t i = 0; i < n && at < upto; i++) {
@@ -66,12 +66,13 @@ static size_t ring_to_iov(struct rs_conn *c, const struct iovec *iov, size_t n, 
 			if (k > PIECE)
 				k = PIECE;
 			if (!discard)
-				rs_chan_rx_copy(&c->ch, at, (uint8_t *)iov[i].iov_base + off, k);
+				rs_chan_rx_copy(&c->st->ch, at, (uint8_t *)iov[i].iov_base + off,
+						k);
 			at += k;
 			off += k;
 			copied += k;
 			if (!peek)
-				rs_chan_rx_consume(&c->ch, at);
+				rs_chan_rx_consume(&c->st->ch, at);
 		}
 	}
 	return copied;
@@ -93,7 +94,7 @@ static ssize_t recv_once(struct rs_conn *c, int fd, const struct iovec *iov, siz
 
 again:
 	*how = RS_WAIT_TCP;
-	switch (rs_rx_plan(&c->sm, &limit)) {
+	switch (rs_rx_plan(&c->st->sm, &limit)) {
 	case RS_RXP_TCP: {
 		struct iovec part[16];
 		struct msghdr mh = { .msg_iov = part };
@@ -137,17 +138,17 @@ again:
 		else
 			r = rs_sys3(SYS_recvmsg, fd, &mh, flags);
 		if (r > 0 && !(flags & MSG_PEEK)) {
-			c->krx += (uint64_t)r;
-			rs_rx_tcp(&c->sm, (uint64_t)r);
+			c->st->krx += (uint64_t)r;
+			rs_rx_tcp(&c->st->sm, (uint64_t)r);
 			if (c->row)
-				c->row->rx_bytes = c->sm.rx_off;
+				c->row->rx_bytes = c->st->sm.rx_off;
 		}
 		if (r == 0 && !want)
 			*eof = true;
 		if (r == 0 && want) {
 			if (c->bound) {
 				rs_conn_tcp_ended(c);
-				if (c->sm.rx == RS_RX_DRAIN)
+				if (c->st->sm.rx == RS_RX_DRAIN)
 					goto again;
 			}
 			*eof = true;
@@ -160,11 +161,11 @@ again:
 	}
 	case RS_RXP_MARK:
 	case RS_RXP_SKIP: {
-		enum rs_rx before = c->sm.rx;
-		uint64_t skip = c->sm.rx_skip;
+		enum rs_rx before = c->st->sm.rx;
+		uint64_t skip = c->st->sm.rx_skip;
 
 		rs_conn_take_control(c);
-		if (c->sm.rx != before || c->sm.rx_skip != skip)
+		if (c->st->sm.rx != before || c->st->sm.rx_skip != skip)
 			goto again;
 		if (c->rd_shut) {
 			*eof = true;
@@ -173,47 +174,47 @@ again:
 		if (c->err)
 			break;
 		*how = RS_WAIT_TCP;
-		if (before == RS_RX_ARMED && (c->sm.rx_held || (c->in_tcp && tcp_readable(c))))
+		if (before == RS_RX_ARMED && (c->st->sm.rx_held || (c->in_tcp && tcp_readable(c))))
 			*how = RS_WAIT_NEWS;
 		return -EAGAIN;
 	}
 	case RS_RXP_RING:
-		tail = rs_chan_rx_tail(&c->ch);
-		if (c->ch.rx_bad) {
-			rs_stream_violation(&c->sm);
+		tail = rs_chan_rx_tail(&c->st->ch);
+		if (c->st->ch.rx_bad) {
+			rs_stream_violation(&c->st->sm);
 			rs_conn_settle(c);
 			break;
 		}
 		if (tail > limit)
 			tail = limit;
-		if (tail > c->sm.rx_off && !want) {
+		if (tail > c->st->sm.rx_off && !want) {
 			*eof = true;
 			return 0;
 		}
-		if (tail > c->sm.rx_off && bad_iov(iov, n) && !(flags & MSG_TRUNC))
+		if (tail > c->st->sm.rx_off && bad_iov(iov, n) && !(flags & MSG_TRUNC))
 			return -EFAULT;
-		if (tail > c->sm.rx_off) {
+		if (tail > c->st->sm.rx_off) {
 			size_t k = ring_to_iov(c, iov, n, done, tail, flags & MSG_PEEK,
 					       flags & MSG_TRUNC);
 
-			if (c->ch.rx_bad)
+			if (c->st->ch.rx_bad)
 				goto again;
 			if (!(flags & MSG_PEEK)) {
-				rs_rx_ring(&c->sm, k);
+				rs_rx_ring(&c->st->sm, k);
 				if (c->row) {
-					c->row->rx_bytes = c->sm.rx_off;
+					c->row->rx_bytes = c->st->sm.rx_off;
 					c->row->rx_fast_bytes += k;
 				}
 				/* What TCP has kept of it meanwhile must make way. */
-				if (c->sm.rx == RS_RX_DRAIN)
+				if (c->st->sm.rx == RS_RX_DRAIN)
 					rs_conn_take_control(c);
 			}
 			return (ssize_t)k;
 		}
-		if (rs_chan_rx_fin(&c->ch, &m) && !c->sm.rx_fin_known &&
-		    m == rs_chan_rx_tail(&c->ch)) {
-			rs_rx_fin_hint(&c->sm, m);
-			if (c->sm.rx_fin_known)
+		if (rs_chan_rx_fin(&c->st->ch, &m) && !c->st->sm.rx_fin_known &&
+		    m == rs_chan_rx_tail(&c->st->ch)) {
+			rs_rx_fin_hint(&c->st->sm, m);
+			if (c->st->sm.rx_fin_known)
 				goto again;
 		}
 		if (c->rd_shut) {
@@ -432,17 +433,17 @@ static ssize_t send_tcp(int fd, const struct iovec *iov, size_t n, size_t done, 
 
 static void sent_tcp(struct rs_conn *c, size_t k)
 {
-	c->ktx += k;
-	rs_tx_tcp(&c->sm, k);
+	c->st->ktx += k;
+	rs_tx_tcp(&c->st->sm, k);
 	if (c->row)
-		c->row->tx_bytes = c->sm.tx_off;
+		c->row->tx_bytes = c->st->sm.tx_off;
 }
 
 static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, size_t done,
 			bool grow)
 {
 	/* Over RDMA each costs a system call, or a doorbell, and the reader more than that. */
-	const size_t piece = c->ch.remote ? RS_REMOTE_CUT : PIECE;
+	const size_t piece = c->st->ch.remote ? RS_REMOTE_CUT : PIECE;
 	bool unseen = false; /* appended, not published */
 	size_t sent = 0;
 
@@ -456,7 +457,7 @@ static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, si
 		off = done;
 		done = 0;
 		while (off < iov[i].iov_len) {
-			size_t room = rs_chan_tx_room(&c->ch, grow);
+			size_t room = rs_chan_tx_room(&c->st->ch, grow);
 			size_t k = iov[i].iov_len - off;
 
 			if (!room)
@@ -465,17 +466,17 @@ static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, si
 				k = room;
 			if (k > piece)
 				k = piece;
-			rs_chan_tx_copy(&c->ch, c->ch.tail, (const uint8_t *)iov[i].iov_base + off,
-					k);
+			rs_chan_tx_copy(&c->st->ch, c->st->ch.tail,
+					(const uint8_t *)iov[i].iov_base + off, k);
 			/* Small pieces of one call become one message. */
 			if (i + 1 < n && k < 4096 && room - k >= 65536 / 2) {
-				c->ch.tail += k;
+				c->st->ch.tail += k;
 				off += k;
 				sent += k;
 				unseen = true;
 				continue;
 			}
-			rs_chan_tx_publish(&c->ch, c->ch.tail + k);
+			rs_chan_tx_publish(&c->st->ch, c->st->ch.tail + k);
 			unseen = false;
 			off += k;
 			sent += k;
@@ -484,10 +485,10 @@ static size_t send_ring(struct rs_conn *c, const struct iovec *iov, size_t n, si
 out:
 	if (sent) {
 		if (unseen)
-			rs_chan_tx_publish(&c->ch, c->ch.tail);
-		rs_tx_ring(&c->sm, sent);
+			rs_chan_tx_publish(&c->st->ch, c->st->ch.tail);
+		rs_tx_ring(&c->st->sm, sent);
 		if (c->row) {
-			c->row->tx_bytes = c->sm.tx_off;
+			c->row->tx_bytes = c->st->sm.tx_off;
 			c->row->tx_fast_bytes += sent;
 		}
 	}
@@ -533,7 +534,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			return r;
 		}
 		r = -EAGAIN;
-		switch (c->reset || c->broken ? RS_TXP_EPIPE : rs_tx_plan(&c->sm)) {
+		switch (c->reset || c->broken ? RS_TXP_EPIPE : rs_tx_plan(&c->st->sm)) {
 		case RS_TXP_TCP:
 			if (c->busy)
 				break;
@@ -571,7 +572,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			r = (ssize_t)send_ring(c, iov, n, done, grow);
 			if (grow && done + (size_t)r < want && !rs_waiter_blocks(w)) {
 				/* Who waits for EPOLLOUT hears of room; look again after saying so. */
-				__atomic_fetch_or(&c->ch.mine->tx_mask, c->ch.mine->rx_mask,
+				__atomic_fetch_or(&c->st->ch.mine->tx_mask, c->st->ch.mine->rx_mask,
 						  __ATOMIC_SEQ_CST);
 				r += (ssize_t)send_ring(c, iov, n, done + (size_t)r, true);
 			}
@@ -582,7 +583,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			break;
 		case RS_TXP_WAIT:
 			rs_conn_flush_out(c);
-			if (rs_tx_plan(&c->sm) != RS_TXP_WAIT) {
+			if (rs_tx_plan(&c->st->sm) != RS_TXP_WAIT) {
 				rs_conn_unlock(c);
 				continue;
 			}

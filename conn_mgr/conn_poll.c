@@ -28,29 +28,29 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		rs_unlock(&c->lock);
 		return 0;
 	}
-	if (c->sm.rx == RS_RX_ARMED || c->sm.rx == RS_RX_DRAIN)
+	if (c->st->sm.rx == RS_RX_ARMED || c->st->sm.rx == RS_RX_DRAIN)
 		rs_conn_take_control(c);
-	switch (rs_rx_plan(&c->sm, &limit)) {
+	switch (rs_rx_plan(&c->st->sm, &limit)) {
 	case RS_RXP_TCP:
 		/* The end, or RST, may be there behind bytes that only the program will take. */
 		ask |= in | POLLRDHUP | POLLERR | POLLHUP;
 		break;
 	case RS_RXP_MARK:
-		if (!c->sm.rx_held)
+		if (!c->st->sm.rx_held)
 			ask |= in | POLLRDHUP;
 		break;
 	case RS_RXP_SKIP:
 		break;
 	case RS_RXP_RING:
-		if (rs_chan_rx_tail(&c->ch) > c->sm.rx_off)
+		if (rs_chan_rx_tail(&c->st->ch) > c->st->sm.rx_off)
 			mask |= in;
-		if (rs_chan_rx_fin(&c->ch, &m)) {
+		if (rs_chan_rx_fin(&c->st->ch, &m)) {
 			mask |= POLLRDHUP;
 			eof = true;
-			if (m == c->sm.rx_off)
+			if (m == c->st->sm.rx_off)
 				mask |= in;
 		}
-		if (c->sm.rx == RS_RX_DRAIN && c->sm.rx_end) {
+		if (c->st->sm.rx == RS_RX_DRAIN && c->st->sm.rx_end) {
 			mask |= in | POLLRDHUP;
 			eof = true;
 		}
@@ -70,12 +70,12 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		mask |= in | POLLRDHUP;
 		eof = true;
 	}
-	switch (rs_tx_plan(&c->sm)) {
+	switch (rs_tx_plan(&c->st->sm)) {
 	case RS_TXP_TCP:
 		ask |= out;
 		break;
 	case RS_TXP_RING:
-		if (rs_chan_tx_writable(&c->ch))
+		if (rs_chan_tx_writable(&c->st->ch))
 			mask |= out;
 		break;
 	case RS_TXP_WAIT:
@@ -90,7 +90,8 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 	 * The kernel's errors count once the stream has nothing of its own to say any more. As long
 	 * as frames are expected from TCP, who reads them finds the error, and recv() gives it.
 	 */
-	if (!c->bound || (c->sm.tx == RS_TX_RAW && (c->sm.rx != RS_RX_FAST || c->sm.rx_eof)))
+	if (!c->bound ||
+	    (c->st->sm.tx == RS_TX_RAW && (c->st->sm.rx != RS_RX_FAST || c->st->sm.rx_eof)))
 		ask |= POLLERR | POLLHUP;
 	if (c->err)
 		mask |= POLLERR | POLLHUP;
@@ -113,10 +114,10 @@ long rs_conn_readable(struct rs_conn *c)
 		enum rs_rx_plan plan;
 
 		rs_conn_take_control(c);
-		plan = rs_rx_plan(&c->sm, &limit);
+		plan = rs_rx_plan(&c->st->sm, &limit);
 		if (plan == RS_RXP_RING) {
-			tail = rs_chan_rx_tail(&c->ch);
-			r = (long)((tail < limit ? tail : limit) - c->sm.rx_off);
+			tail = rs_chan_rx_tail(&c->st->ch);
+			r = (long)((tail < limit ? tail : limit) - c->st->sm.rx_off);
 		} else if (plan != RS_RXP_TCP) {
 			r = 0;
 		}
@@ -132,8 +133,8 @@ long rs_conn_unsent(struct rs_conn *c)
 	if (rs_lock_mine(&c->lock))
 		return r;
 	rs_lock(&c->lock);
-	if (!c->plain && c->bound && c->sm.tx != RS_TX_RAW) {
-		uint64_t flight = c->ch.tail - rs_chan_tx_head(&c->ch);
+	if (!c->plain && c->bound && c->st->sm.tx != RS_TX_RAW) {
+		uint64_t flight = c->st->ch.tail - rs_chan_tx_head(&c->st->ch);
 
 		/* As on any loopback connection: what fits the peer's buffer, the peer has. */
 		r = flight > ((uint64_t)1 << 18) ? (long)flight : 0;
@@ -152,7 +153,7 @@ int rs_conn_take_error(struct rs_conn *c)
 	if (!c->err && c->bound && !c->rst_told) {
 		uint64_t n;
 
-		if (rs_rx_plan(&c->sm, &n) == RS_RXP_RESET) {
+		if (rs_rx_plan(&c->st->sm, &n) == RS_RXP_RESET) {
 			c->err = ECONNRESET;
 			c->rst_told = true;
 		}
@@ -170,20 +171,20 @@ uint32_t rs_conn_peer_cpu(struct rs_conn *c)
 
 	rs_lock(&c->lock);
 	if (c->bound)
-		cpu = __atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED);
+		cpu = __atomic_load_n(&c->st->ch.mine->tx_cpu, __ATOMIC_RELAXED);
 	rs_unlock(&c->lock);
 	return cpu;
 }
 
 int rs_conn_path(struct rs_conn *c)
 {
-	int path = 0, fast = c->ch.remote ? RS_PATH_RDMA : RS_PATH_SHM;
+	int path = 0, fast = c->st->ch.remote ? RS_PATH_RDMA : RS_PATH_SHM;
 
 	if (c->plain || !c->bound)
 		return 0;
-	if (c->sm.tx == RS_TX_FAST)
+	if (c->st->sm.tx == RS_TX_FAST)
 		path |= fast;
-	if (c->sm.rx == RS_RX_FAST)
+	if (c->st->sm.rx == RS_RX_FAST)
 		path |= fast << 4;
 	return path;
 }

@@ -12,8 +12,9 @@
 
 #include "conn_mgr/accepted.h"
 #include "conn_mgr/claim.h"
-#include "conn_mgr/conn.h"
+#include "conn_mgr/conn_edge.h"
 #include "conn_mgr/link.h"
+#include "conn_mgr/owner.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/bell.h"
 #include "rsock/lock.h"
@@ -21,6 +22,7 @@
 #include "rsock/sys.h"
 
 #define TICK_MS 50 /* how often candidates are looked at while there are any */
+#define GIVEN_MS 1000 /* how often we look whether a child has ended */
 #define STALL_MS 50 /* who wakes that late could not run */
 #define STACK ((size_t)256 << 10)
 #define EXIT_MS 10000 /* exit() waits that long for TCP to take what was sent, */
@@ -157,7 +159,7 @@ static uint64_t due_of(struct rs_conn *c)
 /* Nothing of this connection needs the control thread any more. Under its lock. */
 static bool finished(const struct rs_conn *c)
 {
-	return !c->watched_tcp && !c->held && (c->plain || c->closed || c->reset);
+	return !c->watched_tcp && !c->held && !c->given && (c->plain || c->closed || c->reset);
 }
 
 /* Timers and claims of all connections; returns when to come again. */
@@ -173,9 +175,13 @@ static uint64_t look_at_all(uint64_t now)
 		next = c->next;
 		/* A close that is going on has not yet said that it holds the socket. */
 		rs_lock(&c->lock);
+		if (rs_owner_given_up(c)) {
+			c->given = false;
+			rs_conn_detach(c);
+		}
 		over = finished(c);
 		d = rs_conn_deadline(c);
-		waits = c->bound ? c->sm.t_enter != 0 : !c->plain;
+		waits = c->bound ? c->st->sm.t_enter != 0 : !c->plain;
 		rs_unlock(&c->lock);
 		if (over) {
 			drop(c);
@@ -192,6 +198,8 @@ static uint64_t look_at_all(uint64_t now)
 		}
 		if (waits && (!d || d > now + TICK_MS))
 			d = now + TICK_MS;
+		if (c->given && (!d || d > now + GIVEN_MS))
+			d = now + GIVEN_MS;
 		if (d && d < due)
 			due = d;
 	}

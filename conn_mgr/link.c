@@ -46,16 +46,27 @@ static void close_socket(int fd)
 		rs_fd_close_aside(fd);
 }
 
+#define INHERITED_MAX 16
+
+static struct rs_link
+	*inherited[INHERITED_MAX]; /* the links of ancestors, whose rings came with the fork */
+static uint32_t ninherited;
+
 static void reclaim(struct rs_link *l)
 {
-	for (uint32_t s = 0; s < RS_SHM_SEGMENTS; s++) {
-		if (s < l->shm.nmine && l->shm.remote)
+	uint32_t nmine = l->shm.nmine, npeer = l->shm.npeer;
+
+	/* First: a child that is forked now must not unmap what will be at these addresses by then. */
+	__atomic_store_n(&l->shm.nmine, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&l->shm.npeer, 0, __ATOMIC_SEQ_CST);
+	for (uint32_t s = 0; s < nmine; s++) {
+		if (l->shm.remote)
 			rs_shm_private_free(l->shm.mine[s]);
-		else if (s < l->shm.nmine)
+		else
 			rs_shm_unmap(l->shm.mine[s]);
-		if (s < l->shm.npeer)
-			rs_shm_unmap(l->shm.peer[s]);
 	}
+	for (uint32_t s = 0; s < npeer; s++)
+		rs_shm_unmap(l->shm.peer[s]);
 	for (uint32_t b = 0; b < RS_BELLS; b++)
 		if (l->shm.bell_fd[b] >= 0)
 			rs_fd_close(l->shm.bell_fd[b]);
@@ -66,8 +77,6 @@ static void reclaim(struct rs_link *l)
 		rs_remote_free(l->shm.remote);
 		l->shm.remote = NULL;
 	}
-	l->shm.nmine = 0;
-	l->shm.npeer = 0;
 	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
 	l->died = 0;
 }
@@ -485,16 +494,34 @@ bool rs_links_close(void)
 	return all;
 }
 
-void rs_links_inherit(void)
+static void each_ring(struct rs_link *l, void (*each)(struct rs_shm_head *head))
+{
+	for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote; s++)
+		each(l->shm.mine[s]);
+	for (uint32_t s = 0; s < l->shm.npeer; s++)
+		each(l->shm.peer[s]);
+}
+
+void rs_links_inherit(bool remote)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
-		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote; s++)
-			rs_shm_inherit(l->shm.mine[s]);
-		for (uint32_t s = 0; s < l->shm.npeer; s++)
-			rs_shm_inherit(l->shm.peer[s]);
-		if (l->shm.remote)
+		each_ring(l, rs_shm_inherit);
+		if (l->shm.remote && remote)
 			rs_remote_inherit(l->shm.remote);
 	}
+}
+
+void rs_links_disinherit(void)
+{
+	for (struct rs_link *l = rs_links; l; l = l->next)
+		each_ring(l, rs_shm_disinherit);
+}
+
+void rs_links_unmap_inherited(void)
+{
+	while (ninherited)
+		for (struct rs_link *l = inherited[--ninherited]; l; l = l->next)
+			each_ring(l, rs_shm_unmap);
 }
 
 void rs_links_unlinked(enum rs_reason why)
@@ -507,8 +534,10 @@ enum rs_reason rs_links_why_none(void)
 	return rs_links_why;
 }
 
-void rs_links_forget(void)
+void rs_links_forget(bool rings)
 {
+	if (rings && ninherited < INHERITED_MAX)
+		inherited[ninherited++] = rs_links;
 	for (struct rs_link *l = rs_links; l; l = l->next) {
 		if (l->sock >= 0)
 			rs_fd_close(l->sock);
@@ -521,7 +550,7 @@ void rs_links_forget(void)
 		for (uint32_t b = 0; b < RS_BELLS; b++)
 			if (l->shm.bell_fd[b] >= 0)
 				rs_fd_close(l->shm.bell_fd[b]);
-		/* Its mappings did not come over the fork. The struct is left as garbage. */
+		/* The struct is left as garbage, but for the addresses of rings that came too. */
 	}
 	rs_links = NULL;
 	nlinks = 0;

@@ -182,9 +182,15 @@ bool rs_links_close(void);
 enum rs_reason rs_links_why_none(void);
 /* A peer came that could not be linked to. */
 void rs_links_unlinked(enum rs_reason why);
-/* The rings go with a fork that follows: the child is to hand over what is in them. */
-void rs_links_inherit(void);
-/* In a forked child: closes all. */
-void rs_links_forget(void);
+/*
+ * The rings go with a fork that follows: the child is to hand over what is in them. `remote`: those that
+ * a device writes, too.
+ */
+void rs_links_inherit(bool remote);
+/* After the fork: not with the next one. */
+void rs_links_disinherit(void);
+/* In a forked child: closes all. `rings`: those came with the fork, for as long as they are needed: */
+void rs_links_forget(bool rings);
+void rs_links_unmap_inherited(void);
 
 #endif

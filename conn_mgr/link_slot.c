@@ -159,8 +159,11 @@ void rs_link_detach(struct rs_conn *c)
 {
 	struct rs_link *l = c->link;
 
-	if (!l || !c->bound)
+	if (!c->bound)
 		return;
+	c->bound = false;
+	if (!l)
+		return; /* it was a dead owner's */
 	rs_lock(&l->lock);
 	if (l->slot[c->id].conn == c) {
 		l->slot[c->id].conn = NULL;
@@ -168,7 +171,6 @@ void rs_link_detach(struct rs_conn *c)
 		rs_link_slot_release(l, c->id);
 	}
 	rs_unlock(&l->lock);
-	c->bound = false;
 	c->link = NULL;
 }
 

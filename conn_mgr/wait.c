@@ -179,9 +179,9 @@ static void cancelled(void *arg)
 	struct rs_waiter *w = arg;
 
 	if (w->rests && w->leads)
-		rs_remote_led(w->c->ch.remote, true, true);
+		rs_remote_led(w->c->st->ch.remote, true, true);
 	else if (w->rests)
-		rs_remote_awake(w->c->ch.remote);
+		rs_remote_awake(w->c->st->ch.remote);
 	if (w->sleeps)
 		__atomic_fetch_sub(&w->c->sleepers, 1, __ATOMIC_SEQ_CST);
 	rs_waiter_end(w);
@@ -249,7 +249,8 @@ uint32_t rs_spin_us(const struct rs_conn *c)
 	if (!rs_config.spin_us || !__atomic_load_n(&c->bound, __ATOMIC_RELAXED))
 		return 0;
 	/* A peer on our own CPU cannot run while we spin. */
-	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)
+	if (__atomic_load_n(&c->st->ch.mine->tx_cpu, __ATOMIC_RELAXED) ==
+	    (uint32_t)sched_getcpu() + 1)
 		return 0;
 	return __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 }
@@ -398,7 +399,7 @@ static bool may_lead(const struct rs_waiter *w)
  */
 static int sleep_in_slot(struct rs_waiter *w, uint32_t *word, bool (*look)(struct rs_waiter *w))
 {
-	struct rs_remote *remote = w->c->ch.remote;
+	struct rs_remote *remote = w->c->st->ch.remote;
 	struct pollfd p[2] = { { .events = POLLIN }, { .events = POLLIN } };
 	uint32_t flag = RS_SLEEP_FUTEX, val;
 	int r = 0, fds[2];
@@ -432,16 +433,16 @@ static int sleep_in_slot(struct rs_waiter *w, uint32_t *word, bool (*look)(struc
 
 static bool ring_has(struct rs_conn *c)
 {
-	const struct rs_shm_slot *s = c->ch.mine;
+	const struct rs_shm_slot *s = c->st->ch.mine;
 
-	return __atomic_load_n(&s->tail, __ATOMIC_SEQ_CST) != c->sm.rx_off ||
+	return __atomic_load_n(&s->tail, __ATOMIC_SEQ_CST) != c->st->sm.rx_off ||
 	       __atomic_load_n(&s->fin, __ATOMIC_SEQ_CST) != 0;
 }
 
 static bool spin_ring(struct rs_waiter *w, uint64_t end)
 {
 	struct rs_conn *c = w->c;
-	struct rs_remote *r = c->ch.remote;
+	struct rs_remote *r = c->st->ch.remote;
 	bool found = false;
 	uint32_t n = 0;
 
@@ -471,7 +472,7 @@ static bool rx_news(struct rs_waiter *w)
 
 static bool tx_news(struct rs_waiter *w)
 {
-	return rs_chan_tx_room_now(&w->c->ch) ||
+	return rs_chan_tx_room_now(&w->c->st->ch) ||
 	       __atomic_load_n(&w->c->news, __ATOMIC_SEQ_CST) != w->news;
 }
 
@@ -479,12 +480,12 @@ static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
 	uint64_t start = rs_ticks();
-	uint32_t spin = rs_spin_us(c), most = rs_spin_most(c->ch.remote != NULL);
+	uint32_t spin = rs_spin_us(c), most = rs_spin_most(c->st->ch.remote != NULL);
 	int r;
 
 	if (spin && spin_ring(w, start + spin * rs_ticks_per_us()))
 		return 0;
-	r = sleep_in_slot(w, &c->ch.mine->rx_wait, rx_news);
+	r = sleep_in_slot(w, &c->st->ch.mine->rx_wait, rx_news);
 	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start, most), __ATOMIC_RELAXED);
 	return r;
@@ -545,17 +546,18 @@ int rs_wait_rx(struct rs_waiter *w, enum rs_wait how)
 bool rs_spin_room(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
-	uint64_t head = __atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE);
-	uint64_t end = rs_ticks() + rs_spin_most(c->ch.remote) * rs_ticks_per_us();
+	uint64_t head = __atomic_load_n(&c->st->ch.peer->head, __ATOMIC_ACQUIRE);
+	uint64_t end = rs_ticks() + rs_spin_most(c->st->ch.remote) * rs_ticks_per_us();
 
-	if (__atomic_load_n(&c->ch.mine->tx_cpu, __ATOMIC_RELAXED) == (uint32_t)sched_getcpu() + 1)
+	if (__atomic_load_n(&c->st->ch.mine->tx_cpu, __ATOMIC_RELAXED) ==
+	    (uint32_t)sched_getcpu() + 1)
 		return false;
 	for (uint32_t n = 1; rs_ticks() < end; n++) {
-		if (c->ch.remote)
-			rs_remote_progress(c->ch.remote);
-		if (c->ch.remote && n % YIELD_EVERY == 0)
+		if (c->st->ch.remote)
+			rs_remote_progress(c->st->ch.remote);
+		if (c->st->ch.remote && n % YIELD_EVERY == 0)
 			rs_sys0(SYS_sched_yield);
-		if (__atomic_load_n(&c->ch.peer->head, __ATOMIC_ACQUIRE) != head)
+		if (__atomic_load_n(&c->st->ch.peer->head, __ATOMIC_ACQUIRE) != head)
 			return true;
 		if (__atomic_load_n(&c->news, __ATOMIC_SEQ_CST) != w->news)
 			return true;
@@ -572,7 +574,7 @@ int rs_wait_tx(struct rs_waiter *w, enum rs_wait how)
 	if (!rs_waiter_blocks(w))
 		return -EAGAIN;
 	if (how == RS_WAIT_ROOM) {
-		r = sleep_in_slot(w, &c->ch.mine->tx_wait, tx_news);
+		r = sleep_in_slot(w, &c->st->ch.mine->tx_wait, tx_news);
 	} else {
 		r = wait_news(w);
 	}

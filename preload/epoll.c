@@ -8,6 +8,7 @@
 #include "conn_mgr/link.h"
 #include "conn_mgr/real.h"
 #include "preload/files.h"
+#include "preload/process.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
 #include "rsock/sys.h"
@@ -59,8 +60,14 @@ struct rs_epoll *rs_epoll_of(int epfd)
 		if (rs_file_kind(word) != RS_KIND_EPOLL)
 			return NULL;
 		if (rs_epoll_get(ep)) {
-			if (rs_file(epfd) == word)
+			if (rs_file(epfd) == word) {
+				/* The parent's streams go back to the kernel's set, which is ours too. */
+				if (__builtin_expect(RS_GET(ep->inherited), 0)) {
+					rs_process_claim_watched();
+					RS_SET(ep->inherited, false);
+				}
 				return ep;
+			}
 			rs_epoll_put(ep);
 		}
 		/* Closed, perhaps reused, meanwhile. */
@@ -137,6 +144,7 @@ static void forget_one(int fd, uintptr_t word, void *arg)
 	ep->bell = 0;
 	ep->sleepers = 0;
 	ep->forked = true;
+	ep->inherited |= ep->items != 0;
 	/* The kernel's set is shared with the parent; our view of its streams is the parent's. */
 	memset(ep->hash, 0, sizeof(ep->hash));
 	ep->items = 0;
@@ -252,8 +260,8 @@ void rs_item_changed(struct rs_watch *w, struct rs_conn *c)
 {
 	struct rs_item *it = rs_item_of(w);
 	/* Of TCP's bytes and room nothing else tells; of the ring's, its bell. RST ends both. */
-	bool fresh = c->sm.rx == RS_RX_RAW || c->sm.rx == RS_RX_ARMED ||
-		     (c->sm.tx == RS_TX_RAW && !c->err && !c->rst_told);
+	bool fresh = c->st->sm.rx == RS_RX_RAW || c->st->sm.rx == RS_RX_ARMED ||
+		     (c->st->sm.tx == RS_TX_RAW && !c->err && !c->rst_told);
 
 	if (!RS_GET(it->in_kernel) && !RS_GET(it->disarmed))
 		rs_item_say(it, fresh);
@@ -368,8 +376,8 @@ void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 	if (it->in_kernel) {
 		if (!has_number(it, c)) {
 			/* The kernel's set cannot be told to forget it. */
-			c->sm.refuse = true;
-			c->sm.why = RS_REASON_CALL;
+			c->st->sm.refuse = true;
+			c->st->sm.why = RS_REASON_CALL;
 			return;
 		}
 		if (it->events & EPOLLONESHOT)
@@ -385,8 +393,8 @@ void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 	mark(it->ep);
 	if (!RS_GET(it->ep->bell)) {
 		/* No bell is left for this set: its streams stay where the kernel can wake it. */
-		c->sm.refuse = true;
-		c->sm.why = RS_REASON_NO_FDS;
+		c->st->sm.refuse = true;
+		c->st->sm.why = RS_REASON_NO_FDS;
 	}
 	rs_conn_want(c, RS_GET(it->ep->bell), false);
 	if (RS_GET(it->ep->nested))

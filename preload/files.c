@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <sys/mman.h>
 
+#include "conn_mgr/owner.h"
 #include "preload/process.h"
 #include "rsock/sys.h"
 
@@ -58,7 +59,11 @@ struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word)
 		    !__atomic_load_n(&c->err, __ATOMIC_RELAXED))
 			return NULL;
 		if (rs_conn_get(c)) {
-			if (rs_file(fd) == word)
+			bool claimed = c->foreign;
+
+			if (claimed)
+				rs_owner_claim(c);
+			if (!claimed && rs_file(fd) == word)
 				return c;
 			rs_conn_put(c);
 		}

@@ -77,9 +77,18 @@ static inline bool rs_file_find(int fd, struct rs_conn_found *found)
 	return rs_file_kind(found->word) == RS_KIND_CONN;
 }
 
+/* Whether the connection behind `fd` is another process's, which it has been since a fork. */
+static inline bool rs_file_foreign(int fd)
+{
+	uintptr_t word = rs_file(fd);
+
+	return rs_file_kind(word) == RS_KIND_CONN &&
+	       ((const struct rs_conn *)rs_file_pointer(word))->foreign;
+}
+
 /*
- * The connection behind `fd` with a reference. NULL: there is none, or it is plain TCP for good and has
- * nothing to say that the kernel does not know.
+ * The connection behind `fd`, which is about to be used, with a reference. NULL: there is none, or it is
+ * plain TCP for good and has nothing to say that the kernel does not know.
  */
 static inline struct rs_conn *rs_file_conn(int fd)
 {

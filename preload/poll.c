@@ -525,6 +525,12 @@ int rsock_epoll_ctl(int epfd, int op, int fd, struct epoll_event *ev)
 	struct rs_epoll *ep = rs_epoll_of(epfd);
 	int r;
 
+	if (rs_file_foreign(fd)) {
+		struct rs_conn *c = rs_file_conn(fd); /* becomes ours, or plain */
+
+		if (c)
+			rs_conn_put(c);
+	}
 	if (ep) {
 		if (op == EPOLL_CTL_ADD)
 			rs_socket_watched(fd);

@@ -14,6 +14,7 @@
 #include "conn_mgr/control.h"
 #include "conn_mgr/elsewhere.h"
 #include "conn_mgr/link.h"
+#include "conn_mgr/owner.h"
 #include "conn_mgr/proof.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/real.h"
@@ -39,6 +40,7 @@ static uint32_t forks; /* calls of fork() */
 static struct rs_lock fork_lock; /* one at a time */
 static __thread uint32_t forking
 	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
+static bool keeps; /* the fork that is going on leaves streams with us */
 
 /* With a reference; NULL: nothing that has to leave. */
 static struct rs_conn *not_plain(uintptr_t word)
@@ -70,7 +72,8 @@ static void start_leaving(int fd, uintptr_t word, void *arg)
 	(void)fd;
 	if (!c)
 		return;
-	if (!forking || !rs_accepted_share(c, forking))
+	if (!forking ||
+	    !(rs_accepted_share(c, forking) || (keeps && rs_owner_keep(c, forking, false))))
 		rs_conn_leave(c, *(enum rs_reason *)arg, true, 0);
 	rs_conn_put(c);
 }
@@ -83,13 +86,26 @@ static void finish_leaving(int fd, uintptr_t word, void *arg)
 	(void)fd;
 	if (!c)
 		return;
-	if (!forking || !c->holders)
-		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
+	if ((!forking || !(c->holders || (keeps && c->kept == forking))) &&
+	    rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0) != 0 &&
+	    forking && keeps)
+		rs_owner_keep(c, forking, true); /* later, then, or by who is left */
 	rs_conn_put(c);
+}
+
+static void find_linked(int fd, uintptr_t word, void *arg)
+{
+	struct rs_conn *c = rs_file_pointer(word);
+
+	(void)fd;
+	if (rs_file_kind(word) == RS_KIND_CONN && !__atomic_load_n(&c->plain, __ATOMIC_RELAXED))
+		*(bool *)arg |= c->foreign || __atomic_load_n(&c->bound, __ATOMIC_RELAXED);
 }
 
 static void before_fork(void)
 {
+	bool linked = false;
+
 	enum rs_reason why = RS_REASON_FORKED;
 	uint64_t end = rs_now_ms() + LEAVE_MS;
 
@@ -98,7 +114,10 @@ static void before_fork(void)
 	if (!rs_lock_mine(&fork_lock))
 		rs_lock(&fork_lock);
 	forking = __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
-	rs_files_each(0, UINT32_MAX, hand_over, NULL);
+	rs_files_each(0, UINT32_MAX, find_linked, &linked);
+	keeps = linked && rs_owner_prepare(forking);
+	if (!keeps)
+		rs_files_each(0, UINT32_MAX, hand_over, NULL);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
@@ -106,15 +125,18 @@ static void before_fork(void)
 
 static void after_fork_parent(void)
 {
-	if (forking)
+	if (forking) {
+		rs_owner_forked(false, keeps);
 		rs_unlock(&fork_lock);
+	}
 	forking = 0;
 }
 
-/* What the parent could not hand over in time stays with the parent. */
+/* What the parent has kept, and what it could not hand over in time, stays with the parent. */
 static void disown(int fd, uintptr_t word, void *arg)
 {
 	struct rs_conn *c;
+	bool fresh;
 
 	(void)fd;
 	(void)arg;
@@ -123,6 +145,7 @@ static void disown(int fd, uintptr_t word, void *arg)
 	c = rs_file_pointer(word);
 	c->lock.word = 0;
 	c->row = NULL;
+	c->watched |= c->watches != NULL;
 	c->watches = NULL;
 	c->link = NULL;
 	c->watched_tcp = false;
@@ -141,16 +164,27 @@ static void disown(int fd, uintptr_t word, void *arg)
 	c->queue = NULL;
 	if (!forking || c->shared != forking)
 		c->holders = NULL; /* we were not counted */
-	if (!c->plain && !(c->fresh && c->holders && forking)) {
-		c->bound = false;
-		c->sm.dead = true; /* the rings are not mapped here */
+	c->bound = false;
+	if (forking && keeps && c->kept == forking) {
+		rs_owner_disown(c);
+		c->st = &rs_state_none;
+		return;
+	}
+	c->kept_first = 0;
+	fresh = c->fresh && c->holders && forking && !c->plain;
+	c->st = &rs_state_none;
+	if (fresh) {
+		c->st = rs_state_fresh();
+		c->plain = !c->st; /* no memory */
+		fresh = !c->plain;
+		if (!fresh)
+			c->st = &rs_state_none;
+	}
+	if (!c->plain && !fresh) {
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
-		/* Its rings did not come over the fork. */
-		c->sm.dead = true;
-		c->sm.todo = 0;
-		c->sm.nmsgs = 0;
+		c->st = &rs_state_dead;
 	}
 }
 
@@ -176,7 +210,7 @@ static void after_fork_child(void)
 	rs_conns_forget();
 	rs_rows_forget();
 	rs_control_forget();
-	rs_links_forget();
+	rs_links_forget(forking && keeps);
 	rs_accepted_forget();
 	rs_rdma_forget();
 	rs_elsewhere_forget();
@@ -184,9 +218,43 @@ static void after_fork_child(void)
 	rs_proof_forget();
 	rs_epoll_forget();
 	rs_bell_forget();
+	rs_owner_forked(true, forking && keeps);
 	rs_files_each(0, UINT32_MAX, disown, NULL);
 	pthread_setspecific(first_thread, &first_thread); /* it is the one that has forked */
 	forking = 0;
+}
+
+static bool is_watched(const struct rs_conn *c)
+{
+	return c->watched;
+}
+
+static void claim_if(int fd, uintptr_t word, void *arg)
+{
+	struct rs_conn *c = rs_file_kind(word) == RS_KIND_CONN ? rs_file_pointer(word) : NULL;
+	bool (*const *which)(const struct rs_conn *) = arg;
+
+	(void)fd;
+	if (!c || !c->foreign || !(*which)(c) || !rs_conn_get(c))
+		return;
+	rs_owner_claim(c);
+	rs_conn_put(c);
+}
+
+void rs_process_claim_watched(void)
+{
+	bool (*which)(const struct rs_conn *) = is_watched;
+
+	rs_files_each(0, UINT32_MAX, claim_if, &which);
+}
+
+/* Those that nobody but us can bring to an end in order. */
+static void claim_orphans(void)
+{
+	bool (*which)(const struct rs_conn *) = rs_owner_dead;
+
+	if (rs_owner_dead(NULL))
+		rs_files_each(0, UINT32_MAX, claim_if, &which);
 }
 
 void rs_process_forked(void)
@@ -254,6 +322,19 @@ static void leave_shared(int fd, uintptr_t word, void *arg)
 		rs_accepted_leave(rs_file_pointer(word), *(bool *)arg);
 }
 
+/* Another process has it by fork, and nobody will be its owner. */
+static bool is_shared(struct rs_conn *c)
+{
+	bool shared;
+
+	if (c->foreign || rs_lock_mine(&c->lock))
+		return false;
+	rs_lock(&c->lock);
+	shared = rs_owner_shared(c);
+	rs_unlock(&c->lock);
+	return shared;
+}
+
 struct inherit {
 	uint64_t end; /* ms */
 	bool wait;
@@ -271,7 +352,7 @@ static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 		return;
 	fl = rs_sys2(SYS_fcntl, fd, F_GETFD);
 	c = rs_file_pointer(word);
-	if (fl < 0 || fl & FD_CLOEXEC || !rs_conn_get(c))
+	if (fl < 0 || (fl & FD_CLOEXEC && !is_shared(c)) || !rs_conn_get(c))
 		return;
 	r = rs_conn_leave(c, RS_REASON_EXEC, true,
 			  in->wait && in->end > now ? (uint32_t)(in->end - now) : 0);
@@ -286,12 +367,16 @@ void rs_process_before_exec(void)
 	struct inherit in = { .end = rs_now_ms() + EXEC_MS };
 	bool stays_open = true;
 
+	if (!rs_files_foreign())
+		claim_orphans();
 	if (forks && !rs_files_foreign())
 		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
 	in.wait = true;
 	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
+	if (!rs_files_foreign())
+		rs_owner_yielding(EXEC_MS);
 }
 
 void rs_process_before_spawn(void)
@@ -433,6 +518,22 @@ static void close_others(const struct unflushed *u)
 	rs_sys3(SYS_close_range, from, INT32_MAX, 0);
 }
 
+static void bequeath(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		rs_owner_bequeath(rs_file_pointer(word), *(uint32_t *)arg);
+}
+
+/* Without a control thread. */
+static void bequeath_all(uint32_t lingerer)
+{
+	rs_files_each(0, UINT32_MAX, bequeath, &lingerer);
+	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
+		if (c->held)
+			rs_owner_bequeath(c, lingerer);
+}
+
 /* The statistics did not come with the copy, nor did the threads that have a lock. */
 static void forget_row(int fd, uintptr_t word, void *arg)
 {
@@ -474,6 +575,7 @@ static void __attribute__((noreturn)) linger(struct unflushed *u)
 		}
 		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
 	}
+	bequeath_all(0);
 	for (;;)
 		rs_sys1(SYS_exit_group, 0);
 }
@@ -485,6 +587,7 @@ static void __attribute__((noreturn)) linger(struct unflushed *u)
 static void flush_rest(void)
 {
 	struct unflushed u;
+	long pid;
 
 	if ((!rs_control_running() && !rs_control_conns) || rs_files_foreign() || rs_control_self())
 		return;
@@ -492,17 +595,49 @@ static void flush_rest(void)
 	if (!rs_control_stop())
 		return;
 	take_last_words();
-	if (!flush_all(&u))
+	if (!flush_all(&u)) {
+		bequeath_all(0);
 		return;
-	rs_links_inherit();
-	if (rs_sys6(SYS_clone, 0, 0, 0, 0, 0, 0) == 0)
+	}
+	rs_links_inherit(true);
+	pid = rs_sys6(SYS_clone, 0, 0, 0, 0, 0, 0);
+	if (pid == 0)
 		linger(&u);
+	bequeath_all(pid > 0 ? (uint32_t)pid : 0);
+}
+
+/* Nobody will be the owner of what others have by fork. */
+static void leave_to_others(int fd, uintptr_t word, void *arg)
+{
+	uint64_t end = *(uint64_t *)arg, now = rs_now_ms();
+	struct rs_conn *c = not_plain(word);
+
+	(void)fd;
+	if (!c)
+		return;
+	if (is_shared(c))
+		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
+	rs_conn_put(c);
+}
+
+/* What takes longer they carry on with themselves (bequeath_all()). */
+static void hand_to_others(void)
+{
+	uint64_t end = 0;
+
+	claim_orphans();
+	rs_files_each(0, UINT32_MAX, leave_to_others, &end);
+	end = rs_now_ms() + LAST_WORDS_MS;
+	rs_files_each(0, UINT32_MAX, leave_to_others, &end);
+	rs_owner_yielding(LAST_WORDS_MS);
 }
 
 void rs_process_exits(void)
 {
 	bool stays_open = false;
 
+	if (forks && !rs_files_foreign() && !rs_control_self())
+		hand_to_others();
 	flush_rest();
 	if (forks && !rs_files_foreign())
 		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);

@@ -2,8 +2,8 @@
 /*
  * process.h - start, fork and exec
  *
- * Streams do not cross process borders on the fast path (yet): before fork, exec and descriptor
- * passing they leave it, and both processes carry on over TCP.
+ * Streams do not cross process borders on the fast path: before exec and descriptor passing they leave
+ * it, and both processes carry on over TCP. A fork leaves them with the parent (conn_mgr/owner.h).
  */
 #ifndef PRELOAD_PROCESS_H
 #define PRELOAD_PROCESS_H
@@ -21,6 +21,8 @@ void rs_process_forked(void);
 /* Around a fork of which libc's fork handlers are not told. */
 void rs_process_before_fork(void);
 void rs_process_after_fork(bool child);
+/* Those of a set that came by a fork are about to be waited for: they become plain. */
+void rs_process_claim_watched(void);
 /* Before exec or spawn: streams that the new program would inherit become plain. */
 void rs_process_before_exec(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */

@@ -89,9 +89,7 @@ static void forget(int fd, uintptr_t word)
 	case RS_KIND_CONN:
 		c = rs_file_pointer(word);
 		left = rs_conn_fd_closed(c, fd, other_fd);
-		if (left == RS_FDS_NONE)
-			rs_conn_close(c, fd);
-		if (left != RS_FDS_REMAIN)
+		if (left == RS_FDS_IN_USE || (left == RS_FDS_NONE && rs_conn_close(c, fd)))
 			rs_epoll_conn_closed(c);
 		rs_conn_put(c);
 		break;
@@ -693,7 +691,7 @@ int rsock_setsockopt(int fd, int level, int name, const void *val, socklen_t len
 
 int rsock_fd_path(int fd)
 {
-	struct rs_conn *c = rs_file_conn(fd);
+	struct rs_conn *c = rs_file_foreign(fd) ? NULL : rs_file_conn(fd);
 	int path;
 
 	if (!c)

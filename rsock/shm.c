@@ -145,6 +145,11 @@ void rs_shm_inherit(struct rs_shm_head *head)
 	rs_sys3(SYS_madvise, head, SEGMENT_SIZE, MADV_DOFORK);
 }
 
+void rs_shm_disinherit(struct rs_shm_head *head)
+{
+	rs_sys3(SYS_madvise, head, SEGMENT_SIZE, MADV_DONTFORK);
+}
+
 struct rs_shm_head *rs_shm_private(void)
 {
 	long p = rs_sys6(SYS_mmap, 0, (long)HEAD_SIZE, PROT_READ | PROT_WRITE,

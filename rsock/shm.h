@@ -146,6 +146,7 @@ int rs_shm_map(int memfd, struct rs_shm_head **head);
 void rs_shm_unmap(struct rs_shm_head *head);
 /* Forked children get the mapping, which they do not otherwise. */
 void rs_shm_inherit(struct rs_shm_head *head);
+void rs_shm_disinherit(struct rs_shm_head *head);
 
 /* Binds a channel to slot `id` of mine and `peer_id` of the peer's. false: no such segment. */
 bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id);

@@ -183,6 +183,8 @@ int get_int(int fd, int level, int name);
 void nonblock(int fd, bool on);
 long now_ms(void);
 void nap(int ms);
+/* A child with a connection to us, here the result, that it has used for so many ms: calls child(fd). */
+int with_child(void (*child)(int fd), int ms, pid_t *pid);
 void took(const char *label, long from, long low, long high); /* " label=in-time" or not */
 
 /* wrong values that the compiler must not look through */

@@ -22,11 +22,11 @@ extern const struct conf_case *const __stop_conf_cases[];
 /* name them, so that no file is left out when they come from an archive */
 extern const char conf_file_recv, conf_file_send, conf_file_close, conf_file_poll, conf_file_epoll,
 	conf_file_fd, conf_file_proc, conf_file_sig, conf_file_thread, conf_file_sock,
-	conf_file_bulk, conf_file_exotic, conf_file_libc;
+	conf_file_bulk, conf_file_exotic, conf_file_libc, conf_file_owner;
 static const char *const files[] = {
 	&conf_file_recv, &conf_file_send,   &conf_file_close, &conf_file_poll,	 &conf_file_epoll,
 	&conf_file_fd,	 &conf_file_proc,   &conf_file_sig,   &conf_file_thread, &conf_file_sock,
-	&conf_file_bulk, &conf_file_exotic, &conf_file_libc,
+	&conf_file_bulk, &conf_file_exotic, &conf_file_libc,  &conf_file_owner,
 };
 
 struct job {

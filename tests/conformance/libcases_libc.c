@@ -517,32 +517,6 @@ CASE(libc, clone_function, 0)
 	unseen_child(true);
 }
 
-/* a process with a connection to us that has been in use for so many ms */
-static int with_child(void (*child)(int fd), int ms, pid_t *pid)
-{
-	struct sockaddr_storage ss;
-	socklen_t l;
-	int ls = conf_listen(conf_family, 4, &ss, &l), fd;
-	char w[2];
-
-	*pid = fork();
-	if (!*pid) {
-		fd = socket(ss.ss_family, SOCK_STREAM, 0);
-		if (connect(fd, (struct sockaddr *)&ss, l))
-			_exit(9);
-		if (send(fd, "hi", 2, 0) != 2 || read(fd, &w, 2) != 2)
-			_exit(8);
-		nap(ms);
-		child(fd);
-		_exit(7);
-	}
-	fd = accept(ls, NULL, NULL);
-	close(ls);
-	if (read(fd, &w, 2) != 2 || write(fd, "ho", 2) != 2)
-		bail("greet");
-	return fd;
-}
-
 static void becomes_a_daemon(int fd)
 {
 	if (sendn(fd, 150000, 4) != 150000 || daemon(1, 0))

@@ -1025,3 +1025,28 @@ void conf_setup(enum conf_state st, struct conf_text *text, int chan)
 	peer_chan = chan;
 	conf_find_hooks();
 }
+
+int with_child(void (*child)(int fd), int ms, pid_t *pid)
+{
+	struct sockaddr_storage ss;
+	socklen_t l;
+	int ls = conf_listen(conf_family, 4, &ss, &l), fd;
+	char w[2];
+
+	*pid = fork();
+	if (!*pid) {
+		fd = socket(ss.ss_family, SOCK_STREAM, 0);
+		if (connect(fd, (struct sockaddr *)&ss, l))
+			_exit(9);
+		if (send(fd, "hi", 2, 0) != 2 || read(fd, &w, 2) != 2)
+			_exit(8);
+		nap(ms);
+		child(fd);
+		_exit(7);
+	}
+	fd = accept(ls, NULL, NULL);
+	close(ls);
+	if (read(fd, &w, 2) != 2 || write(fd, "ho", 2) != 2)
+		bail("greet");
+	return fd;
+}

@@ -165,6 +165,8 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
 		if (r == 0 && op == EPOLL_CTL_ADD)
 			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+		if (r == 0)
+			RS_SET(ep->kernel_look, 0); /* it may be ready */
 		if (r == 0 && op != EPOLL_CTL_MOD && rs_file_kind(word) == RS_KIND_EPOLL) {
 			unnest(ep, fd);
 			if (op == EPOLL_CTL_ADD)

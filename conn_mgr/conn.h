@@ -76,8 +76,10 @@ struct rs_state {
 		ends; /* grows by 2 when a connection becomes plain, is reset or ends; a futex word */
 	uint32_t reset_at; /* `ends` after the last reset */
 	uint32_t asked; /* `ends` + 1: another process wants it to leave, */
-	uint32_t stuck_at; /* `ends` + 1: and the rest can be read by the owner only */
-	uint32_t given_at; /* `ends` + 1: the owner has done with it, and the rest is in the ring */
+	uint32_t stuck_at; /* `ends` + 1: and only the owner can read what is in the ring */
+	uint32_t given_at; /* `ends` + 1: the owner has done with it */
+	uint32_t rest_at; /* `ends` + 1: any process may read what is in the ring (rest.h), under: */
+	uint32_t rest_lock; /* the thread that does */
 	uint32_t
 		lingers; /* process that the owner has left behind to write what TCP is owed; 0: none */
 	uint32_t taker; /* process that carries on for a dead owner; 0: none */
@@ -158,6 +160,7 @@ struct rs_conn {
 	struct rs_state
 		*theirs; /* the owner's, when it is foreign, or was and the owner has died */
 	struct rs_owner *owner;
+	struct rs_state *rest; /* plain, but for what is in another process's ring */
 	bool watched; /* foreign: in sets of the owner, some of which we may have */
 	uint64_t shared_until; /* ms: plain unless one process is alone with it by then */
 	uint64_t claim_at; /* ms */

@@ -7,6 +7,7 @@
 #include "conn_mgr/accepted.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/owner.h"
+#include "conn_mgr/rest.h"
 #include "conn_mgr/wait.h"
 #include "rsock/sys.h"
 
@@ -284,6 +285,8 @@ void rs_conn_abort(struct rs_conn *c)
 		return;
 	}
 	rs_lock(&c->lock);
+	if (c->rest)
+		rs_sys3(SYS_connect, c->fd, &none, sizeof(none));
 	if (!c->plain && !c->reset) {
 		rs_stream_violation(&c->st->sm);
 		rs_conn_settle(c);
@@ -336,6 +339,8 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 	} else if (!c->plain && !c->reset) {
 		start_leaving(c, why, consumed);
 	}
+	if (c->rest && rs_rest_bytes(c->rest))
+		r = -EINPROGRESS;
 	while (!c->plain && !c->reset && !c->closed) {
 		uint32_t news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
 		uint64_t now = rs_now_ms();

@@ -13,6 +13,7 @@
 #include "conn_mgr/accepted.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/conn_edge.h"
+#include "conn_mgr/rest.h"
 #include "conn_mgr/real.h"
 #include "conn_mgr/wait.h"
 #include "rsock/sys.h"
@@ -179,6 +180,14 @@ again:
 		return -EAGAIN;
 	}
 	case RS_RXP_RING:
+		if (rs_rest_declared(c->st) && want) {
+			ssize_t r = rs_rest_recv(c->st, iov, n, done, flags);
+
+			rs_rx_ring(&c->st->sm, 0);
+			if (r != 0)
+				return r;
+			goto again;
+		}
 		tail = rs_chan_rx_tail(&c->st->ch);
 		if (c->st->ch.rx_bad) {
 			rs_stream_violation(&c->st->sm);
@@ -351,7 +360,12 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			int fd = c->orphan ? c->fd : w->fd;
 			bool orphan = c->orphan;
 
+			r = c->rest && want && !done ? rs_rest_recv(c->rest, iov, n, 0, flags) : 0;
+			if (r == 0 && want)
+				__atomic_store_n(&c->rest, NULL, __ATOMIC_RELAXED);
 			rs_conn_unlock(c);
+			if (r != 0)
+				return r;
 			if (!done && (__atomic_load_n(&c->owed, __ATOMIC_RELAXED) ||
 				      __atomic_load_n(&c->err, __ATOMIC_RELAXED)))
 				return recv_owed(c, fd, iov, n, flags);

@@ -8,6 +8,7 @@
 #include "conn_mgr/accepted.h"
 #include "conn_mgr/conn.h"
 #include "conn_mgr/conn_edge.h"
+#include "conn_mgr/rest.h"
 #include "rsock/sys.h"
 
 uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
@@ -121,6 +122,8 @@ long rs_conn_readable(struct rs_conn *c)
 		} else if (plan != RS_RXP_TCP) {
 			r = 0;
 		}
+	} else if (c->rest) {
+		r = (long)rs_rest_bytes(c->rest);
 	}
 	rs_conn_unlock(c);
 	return r;

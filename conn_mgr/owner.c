@@ -11,6 +11,7 @@
 #include "conn_mgr/conn_edge.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/link.h"
+#include "conn_mgr/rest.h"
 #include "rsock/log.h"
 #include "rsock/sys.h"
 
@@ -73,7 +74,8 @@ static void answer(struct rs_conn *c)
 {
 	rs_conn_leave(c, RS_REASON_FORKED, true, 0);
 	rs_lock(&c->lock);
-	if (!c->ended && !c->given && rs_tx_is_raw(&c->st->sm) && rs_rx_is_stuck(&c->st->sm)) {
+	if (!c->ended && !c->given && rs_tx_is_raw(&c->st->sm) && rs_rx_is_stuck(&c->st->sm) &&
+	    !rs_rest_declare(c)) {
 		__atomic_store_n(&c->st->stuck_at, c->st->ends + 1, __ATOMIC_SEQ_CST);
 		rs_futex_wake(&c->st->ends, INT_MAX, false);
 	}
@@ -232,12 +234,8 @@ bool rs_owner_shared(struct rs_conn *c)
 
 bool rs_owner_give(struct rs_conn *c)
 {
-	if (!c->bound || c->ended || !rs_tx_is_raw(&c->st->sm) || !rs_rx_is_stuck(&c->st->sm))
-		return false;
-	c->given = true;
-	__atomic_store_n(&c->st->given_at, c->st->ends + 1, __ATOMIC_SEQ_CST);
-	rs_futex_wake(&c->st->ends, INT_MAX, false);
-	return true;
+	c->given = rs_rest_declare(c);
+	return c->given;
 }
 
 void rs_owner_bequeath(struct rs_conn *c, uint32_t lingerer)
@@ -246,7 +244,9 @@ void rs_owner_bequeath(struct rs_conn *c, uint32_t lingerer)
 		return; /* exit() in a handler that interrupted our own call: as if killed */
 	rs_lock(&c->lock);
 	if (c->bound && c->kept_first && !c->ended && !c->given) {
-		if (lingerer && !rs_tx_is_raw(&c->st->sm))
+		if (rs_rest_declare(c))
+			;
+		else if (lingerer && !rs_tx_is_raw(&c->st->sm))
 			__atomic_store_n(&c->st->lingers, lingerer, __ATOMIC_SEQ_CST);
 		else
 			__atomic_store_n(&c->st->given_at, c->st->ends + 1, __ATOMIC_SEQ_CST);
@@ -354,6 +354,17 @@ static void accept_end(struct rs_conn *c)
 	not_foreign(c);
 }
 
+/* Under the lock: the kernel's, but for the ring, which any process may read. Its memory stays. */
+static void share_rest(struct rs_conn *c)
+{
+	c->rest = c->theirs;
+	c->theirs = NULL;
+	c->ended = true;
+	c->reason = RS_REASON_FORKED;
+	__atomic_store_n(&c->plain, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&c->foreign, false, __ATOMIC_SEQ_CST);
+}
+
 /* Under the lock: what is not in the kernel cannot be had here. */
 static void give_up(struct rs_conn *c)
 {
@@ -446,6 +457,8 @@ static bool step(struct rs_conn *c, bool blocks, bool late)
 
 	if (ends != c->kept_ends) {
 		accept_end(c);
+	} else if (rs_rest_declared(c->theirs)) {
+		share_rest(c);
 	} else if (is_left(c)) {
 		bool ours = is_ours(c);
 

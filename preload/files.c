@@ -56,7 +56,8 @@ struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word)
 
 		if (__atomic_load_n(&c->plain, __ATOMIC_ACQUIRE) &&
 		    !__atomic_load_n(&c->owed, __ATOMIC_RELAXED) &&
-		    !__atomic_load_n(&c->err, __ATOMIC_RELAXED))
+		    !__atomic_load_n(&c->err, __ATOMIC_RELAXED) &&
+		    !__atomic_load_n(&c->rest, __ATOMIC_RELAXED))
 			return NULL;
 		if (rs_conn_get(c)) {
 			bool claimed = c->foreign;

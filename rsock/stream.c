@@ -968,6 +968,12 @@ bool rs_rx_is_stuck(const struct rs_stream *s)
 	}
 }
 
+bool rs_rx_ends(const struct rs_stream *s, bool *reset)
+{
+	*reset = s->rx == RS_RX_DRAIN && s->rx_end == END_RESET;
+	return s->rx_eof && (s->rx == RS_RX_FAST || (s->rx == RS_RX_DRAIN && s->rx_end != END_TCP));
+}
+
 bool rs_stream_is_raw(const struct rs_stream *s)
 {
 	return rs_tx_is_raw(s) && rs_rx_is_raw(s);

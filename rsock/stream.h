@@ -234,6 +234,8 @@ bool rs_tx_is_raw(const struct rs_stream *s);
 bool rs_rx_is_raw(const struct rs_stream *s);
 /* Whether only the program can bring receiving on: it has to read the ring, or be told of a reset. */
 bool rs_rx_is_stuck(const struct rs_stream *s);
+/* Whether nothing comes behind what is in the ring; `reset`: but ECONNRESET. */
+bool rs_rx_ends(const struct rs_stream *s, bool *reset);
 /* Both are. */
 bool rs_stream_is_raw(const struct rs_stream *s);
 /*

@@ -78,7 +78,8 @@ struct rs_state {
 	uint32_t asked; /* `ends` + 1: another process wants it to leave, */
 	uint32_t stuck_at; /* `ends` + 1: and only the owner can read what is in the ring */
 	uint32_t given_at; /* `ends` + 1: the owner has done with it */
-	uint32_t rest_at; /* `ends` + 1: any process may read what is in the ring (rest.h), under: */
+	uint32_t
+		rest_at; /* `ends` + 1: any process may read what is in the ring (rest.h), under: */
 	uint32_t rest_lock; /* the thread that does */
 	uint32_t
 		lingers; /* process that the owner has left behind to write what TCP is owed; 0: none */
@@ -102,6 +103,7 @@ struct rs_conn {
 	bool held; /* `fd` is our own duplicate, kept after the program's close */
 	bool rd_shut; /* shutdown(SHUT_RD) */
 	bool broken; /* the peer died in a way that TCP answers with RST */
+	bool tcp_closed; /* by RST, or in both directions: what is sent gets the kernel's error */
 	bool rst_told; /* ECONNRESET of the stream was reported */
 	bool left; /* rs_conn_leave() was called: `reason` is its */
 	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */

@@ -47,7 +47,7 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 		uint64_t m;
 
 		/* Both directions have ended: TCP would be closed (tcp(7), inet_shutdown). */
-		if (c->reset || c->broken || (c->st->sm.tx == RS_TX_RAW && rs_conn_tcp_closed(c)) ||
+		if (c->reset || c->broken || rs_conn_tcp_closed(c) ||
 		    (c->st->sm.fin_wanted &&
 		     (c->st->sm.rx_fin_known || c->st->sm.rx_eof ||
 		      (c->st->sm.rx == RS_RX_FAST && rs_chan_rx_fin(&c->st->ch, &m)))))

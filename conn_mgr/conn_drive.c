@@ -32,11 +32,26 @@ void rs_conn_sync(struct rs_conn *c)
 		rs_stream_violation(&c->st->sm);
 }
 
+/* What a sender that has died had put into the ring, for an entry that never came about, is there. */
+static void land_staged(struct rs_conn *c)
+{
+	uint64_t n = c->st->sm.rx_n, tail;
+
+	if (c->st->sm.rx != RS_RX_ARMED || !c->bound || c->st->ch.remote)
+		return;
+	tail = rs_chan_rx_survived(&c->st->ch, n);
+	if (tail <= n)
+		return;
+	rs_chan_rx_begin(&c->st->ch, n);
+	rs_rx_landed(&c->st->sm, tail);
+}
+
 static void tcp_failed(struct rs_conn *c, long r)
 {
 	if (!c->err && r != -EPIPE)
 		c->err = (int)-r;
 	rs_conn_sync(c);
+	land_staged(c);
 	rs_rx_tcp_reset(&c->st->sm);
 }
 
@@ -391,6 +406,25 @@ bool rs_conn_tcp_closed(const struct rs_conn *c)
 	       ti.tcpi_state == 7; /* TCP_CLOSE */
 }
 
+void rs_conn_check_gone(struct rs_conn *c)
+{
+	const uint32_t fin_came =
+		1u << 6 | 1u << 7 | 1u << 8 | 1u << 9 | 1u << 11; /* TCP_TIME_WAIT ... */
+	struct tcp_info ti = { 0 };
+	socklen_t len = sizeof(ti);
+
+	if (!c->bound || c->plain || c->reset || c->broken || c->closed || c->st->ch.remote ||
+	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE || !c->link ||
+	    rs_link_alive(c->link) || rs_chan_tx_head(&c->st->ch) >= c->st->ch.tail)
+		return;
+	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
+	    !(fin_came >> ti.tcpi_state & 1))
+		return;
+	c->broken = true;
+	c->err = ECONNRESET;
+	rs_conn_ring(c);
+}
+
 /*
  * RST behind the peer's FIN: nothing is left to read that would tell, but TCP is closed although our
  * direction is open. As tcp_reset() does it in CLOSE_WAIT: EPIPE, and what came before stays readable.
@@ -420,8 +454,16 @@ void rs_conn_tcp_event(struct rs_conn *c, uint32_t events)
 	if (c->blocked || c->st->sm.todo & RS_DO_OUT)
 		rs_conn_flush_out(c);
 	rs_conn_settle(c);
-	if (events & (EPOLLERR | EPOLLHUP) && !c->plain)
+	if (events & (EPOLLERR | EPOLLHUP) && !c->plain) {
 		check_reset_after_fin(c);
+		/* Bytes that the program has not read may hide it from who looks for frames. */
+		if (!c->tcp_closed && c->bound && !c->closed && rs_conn_tcp_closed(c)) {
+			c->tcp_closed = true;
+			rs_conn_ring(c);
+		}
+	}
+	if (events & (EPOLLRDHUP | EPOLLHUP))
+		rs_conn_check_gone(c);
 	if (!c->plain &&
 	    (before == RS_RX_RAW || before == RS_RX_ARMED || c->st->sm.tx == RS_TX_RAW))
 		rs_conn_ring(c); /* the kernel does not speak: application bytes or room */

@@ -47,6 +47,11 @@ void rs_conn_tcp_ended(struct rs_conn *c);
  * RST (EPIPE, for its FIN came before).
  */
 void rs_conn_peer_closed(struct rs_conn *c);
+/*
+ * The peer's process has ended and its socket with it, with bytes of ours unread in its ring, perhaps
+ * behind bytes that our program has still to read. TCP would have answered them with RST.
+ */
+void rs_conn_check_gone(struct rs_conn *c);
 /* Whether RST has come, or both directions have ended, whatever is left to read. */
 bool rs_conn_tcp_closed(const struct rs_conn *c);
 /* Lets go of the slot, and wakes who sleeps there. */

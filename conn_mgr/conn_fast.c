@@ -44,8 +44,8 @@ static bool may_send(struct rs_conn *c, size_t n)
 {
 	const struct rs_stream *s = &c->st->sm;
 
-	return !(c->plain | c->reset | c->broken | s->dead | s->fin_wanted) && !c->err &&
-	       s->tx == RS_TX_FAST && !c->st->ch.tx_tier && fits(&c->st->ch, n);
+	return !(c->plain | c->reset | c->broken | c->tcp_closed | s->dead | s->fin_wanted) &&
+	       !c->err && s->tx == RS_TX_FAST && !c->st->ch.tx_tier && fits(&c->st->ch, n);
 }
 
 /* Under its lock: it is not gone, nor has its place been given to another. */

@@ -122,12 +122,6 @@ again:
 			left -= k;
 			skip = 0;
 		}
-		if (c->err) {
-			r = -c->err;
-			c->err = 0;
-			c->rst_told = true;
-			return r;
-		}
 		if (fd < 0) { /* just being closed; whoever comes last has one for us */
 			*how = RS_WAIT_NEWS;
 			return -EAGAIN;
@@ -138,6 +132,13 @@ again:
 				    (long)(want < limit ? want : limit), flags, 0, 0);
 		else
 			r = rs_sys3(SYS_recvmsg, fd, &mh, flags);
+		if (c->err &&
+		    (r == -EAGAIN || (r == 0 && want))) { /* behind what had come before */
+			r = -c->err;
+			c->err = 0;
+			c->rst_told = true;
+			return r;
+		}
 		if (r > 0 && !(flags & MSG_PEEK)) {
 			c->st->krx += (uint64_t)r;
 			rs_rx_tcp(&c->st->sm, (uint64_t)r);
@@ -509,6 +510,15 @@ out:
 	return sent;
 }
 
+static enum rs_tx_plan send_plan(const struct rs_conn *c)
+{
+	enum rs_tx_plan plan = rs_tx_plan(&c->st->sm);
+
+	if (c->reset || c->broken || plan == RS_TXP_EPIPE)
+		return RS_TXP_EPIPE;
+	return c->tcp_closed ? RS_TXP_TCP : plan;
+}
+
 static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
@@ -548,11 +558,12 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			return r;
 		}
 		r = -EAGAIN;
-		switch (c->reset || c->broken ? RS_TXP_EPIPE : rs_tx_plan(&c->st->sm)) {
+		switch (send_plan(c)) {
 		case RS_TXP_TCP:
 			if (c->busy)
 				break;
 			r = send_tcp(c->fd, iov, n, done, (flags & (MSG_MORE)) | MSG_DONTWAIT);
+			c->rst_told |= r == -ECONNRESET;
 			if (r > 0)
 				sent_tcp(c, (size_t)r);
 			if (r == -EAGAIN && rs_waiter_blocks(w)) {

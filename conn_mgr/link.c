@@ -7,7 +7,7 @@
 #include <sys/epoll.h>
 
 #include "conn_mgr/claim.h"
-#include "conn_mgr/conn.h"
+#include "conn_mgr/conn_edge.h"
 #include "conn_mgr/rdma.h"
 #include "conn_mgr/rendezvous.h"
 #include "rsock/log.h"
@@ -124,6 +124,8 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 		/* A process that died also says so on TCP, and then nothing needs to be resumed. */
 		if (bound)
 			c->link_dead_at = now + 100;
+		if (bound)
+			rs_conn_check_gone(c);
 		rs_unlock(&c->lock);
 		if (bound) {
 			rs_control_due(now + 100);

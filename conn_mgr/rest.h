@@ -25,6 +25,7 @@ size_t rs_rest_bytes(const struct rs_state *st);
  * Some bytes of it, behind `done` bytes of `iov`; 0: nothing is left, the kernel knows what comes now;
  * -ECONNRESET: that comes now.
  */
-ssize_t rs_rest_recv(struct rs_state *st, const struct iovec *iov, size_t n, size_t done, int flags);
+ssize_t rs_rest_recv(struct rs_state *st, const struct iovec *iov, size_t n, size_t done,
+		     int flags);
 
 #endif

@@ -513,11 +513,14 @@ static void drain(struct rs_stream *s, uint64_t have, uint64_t skip, uint8_t end
 	try_rx_raw(s);
 }
 
-/* RST came while armed: whether a MARK was lost behind N, nobody knows. */
+/*
+ * RST came while armed: whether a MARK was lost behind N, nobody knows. What the sender had staged for
+ * the entry by then is there, where the ring survives and the caller has reported it.
+ */
 static void armed_cut(struct rs_stream *s)
 {
 	if (s->rx == RS_RX_ARMED && s->rx_eof && s->rx_off >= s->rx_n)
-		drain(s, s->rx_off, 0, END_RESET);
+		drain(s, s->cfg.ring_survives ? s->rx_tail : s->rx_off, 0, END_RESET);
 }
 
 void rs_rx_tcp(struct rs_stream *s, uint64_t n)

@@ -292,6 +292,12 @@ void rs_conn_unwatch(struct rs_conn *c, struct rs_watch *w)
 		*p = w->next;
 }
 
+void rs_conn_untell(struct rs_conn *c, uint32_t bits)
+{
+	for (struct rs_watch *w = c->watches; w; w = w->next)
+		__atomic_fetch_and(&w->told, ~bits, __ATOMIC_SEQ_CST);
+}
+
 void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room)
 {
 	if (!c->bound)

@@ -39,6 +39,9 @@ struct rs_watch {
 	void (*changed)(struct rs_watch *w, struct rs_conn *c);
 	/* The kernel's readiness of the socket begins (false: ceases) to speak for the stream. */
 	void (*kernel)(struct rs_watch *w, struct rs_conn *c, bool speaks);
+	/* What an edge-triggered one knows: what repeats it is no edge. */
+	uint32_t told; /* bits of poll(2); whoever finds a reason to tell them again clears them */
+	uint64_t arrived; /* bytes that TCP has brought */
 };
 
 #define RS_WAITERS 8
@@ -296,6 +299,12 @@ int rs_conn_path(struct rs_conn *c);
 
 void rs_conn_watch(struct rs_conn *c, struct rs_watch *w);
 void rs_conn_unwatch(struct rs_conn *c, struct rs_watch *w);
+/* Under the lock: these bits are an edge when they are there next, although they were told before. */
+void rs_conn_untell(struct rs_conn *c, uint32_t bits);
+/* Under the lock: whether TCP has brought bytes since the last time that `w` asked. */
+bool rs_conn_arrived(struct rs_conn *c, struct rs_watch *w);
+/* Under the lock: what poll(2) says now. POLLIN may be a control byte that nobody has taken yet. */
+uint32_t rs_conn_ready(const struct rs_conn *c, uint32_t events);
 /* A poll() sleeper's bell rings on changes while set. */
 void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on);
 /* Under the lock: who wants news of arriving bytes and of room (masks of bells). */

@@ -58,6 +58,7 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 		if (how != SHUT_RD)
 			rs_stream_shutdown_wr(&c->st->sm, rs_now_ms());
 		rs_conn_settle(c);
+		rs_conn_untell(c, UINT32_MAX); /* as inet_shutdown() wakes all */
 		rs_conn_ring(c);
 	}
 	rs_conn_unlock(c);

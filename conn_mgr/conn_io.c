@@ -571,6 +571,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				 * Sleep in the kernel's own send, for its exact restart and
 				 * time-out rules. Nobody else may send, or enter, meanwhile.
 				 */
+				rs_conn_untell(c, POLLOUT | POLLWRNORM);
 				rs_waiter_enter(w, false);
 				rs_waiter_busy(w, true);
 				rs_unlock(&c->lock);
@@ -619,6 +620,8 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 		}
 		if (r == -EAGAIN && (how == RS_WAIT_NEWS || grow) && rs_waiter_blocks(w))
 			rs_waiter_enter(w, false);
+		if (r == -EAGAIN || (r >= 0 && (size_t)r < want - done))
+			rs_conn_untell(c, POLLOUT | POLLWRNORM);
 		rs_conn_unlock(c);
 		if (r > 0)
 			done += (size_t)r;

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 
 #include "conn_mgr/accepted.h"
 #include "conn_mgr/conn.h"
@@ -11,26 +12,14 @@
 #include "conn_mgr/rest.h"
 #include "rsock/sys.h"
 
-uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
+/* The bits that are there for sure, and in *ask_kernel those of which the kernel's answer counts. */
+static uint32_t look(const struct rs_conn *c, uint32_t *ask_kernel)
 {
 	const uint32_t in = POLLIN | POLLRDNORM, out = POLLOUT | POLLWRNORM;
 	uint32_t mask = 0, ask = POLLPRI; /* urgent data is TCP's alone */
 	uint64_t limit, m;
 	bool eof = false;
 
-	if (rs_lock_mine(&c->lock)) {
-		*ask_kernel = 0;
-		return 0;
-	}
-	rs_accepted_used(c);
-	rs_lock(&c->lock);
-	if (c->plain) {
-		*ask_kernel = events | POLLERR | POLLHUP;
-		rs_unlock(&c->lock);
-		return 0;
-	}
-	if (c->st->sm.rx == RS_RX_ARMED || c->st->sm.rx == RS_RX_DRAIN)
-		rs_conn_take_control(c);
 	switch (rs_rx_plan(&c->st->sm, &limit)) {
 	case RS_RXP_TCP:
 		/* The end, or RST, may be there behind bytes that only the program will take. */
@@ -98,9 +87,57 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		mask |= POLLERR | POLLHUP;
 	if (c->reset)
 		mask |= POLLERR | POLLHUP | in | out | POLLRDHUP;
+	*ask_kernel = ask;
+	return mask;
+}
+
+uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
+{
+	uint32_t mask = 0, ask = UINT32_MAX;
+
+	*ask_kernel = 0;
+	if (rs_lock_mine(&c->lock))
+		return 0;
+	rs_accepted_used(c);
+	rs_lock(&c->lock);
+	if (!c->plain) {
+		if (c->st->sm.rx == RS_RX_ARMED || c->st->sm.rx == RS_RX_DRAIN)
+			rs_conn_take_control(c);
+		mask = look(c, &ask);
+	}
 	rs_conn_unlock(c);
 	*ask_kernel = ask & (events | POLLERR | POLLHUP);
 	return mask & (events | POLLERR | POLLHUP);
+}
+
+uint32_t rs_conn_ready(const struct rs_conn *c, uint32_t events)
+{
+	struct pollfd p = { .fd = c->fd };
+	uint32_t mask = 0, ask = UINT32_MAX;
+
+	if (!c->plain)
+		mask = look(c, &ask);
+	ask &= events | POLLERR | POLLHUP;
+	p.events = (short)ask;
+	if (ask && c->fd >= 0 && rs_sys3(SYS_poll, &p, 1, 0) > 0)
+		mask |= (uint32_t)(unsigned short)p.revents & ask;
+	return mask & (events | POLLERR | POLLHUP);
+}
+
+bool rs_conn_arrived(struct rs_conn *c, struct rs_watch *w)
+{
+	uint64_t limit, upto = c->st->sm.rx_off;
+	bool more;
+	int inq = 0;
+
+	/* The rest of what TCP has are control bytes, or comes twice. */
+	if (rs_rx_plan(&c->st->sm, &limit) != RS_RXP_TCP)
+		return false;
+	if (c->fd >= 0 && rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) == 0)
+		upto += (uint64_t)inq < limit ? (uint64_t)inq : limit;
+	more = upto > w->arrived;
+	w->arrived = upto;
+	return more;
 }
 
 long rs_conn_readable(struct rs_conn *c)

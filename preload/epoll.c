@@ -2,6 +2,7 @@
 #include "preload/epoll_set.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -256,14 +257,28 @@ void rs_item_say(struct rs_item *it, bool fresh)
 		rs_bell_ring(1u << RS_GET(it->ep->bell));
 }
 
+uint32_t rs_item_events(const struct rs_item *it)
+{
+	uint32_t events = it->events & (EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLRDNORM |
+					EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND);
+
+	/* The end of the stream comes by the ring, and then by TCP: it is one edge. */
+	return it->events & EPOLLET ? events | EPOLLRDHUP : events;
+}
+
 void rs_item_changed(struct rs_watch *w, struct rs_conn *c)
 {
 	struct rs_item *it = rs_item_of(w);
-	/* Of TCP's bytes and room nothing else tells; of the ring's, its bell. RST ends both. */
-	bool fresh = c->st->sm.rx == RS_RX_RAW || c->st->sm.rx == RS_RX_ARMED ||
-		     (c->st->sm.tx == RS_TX_RAW && !c->err && !c->rst_told);
+	bool edge = it->events & EPOLLET, fresh;
+	uint32_t told;
 
-	if (!RS_GET(it->in_kernel) && !RS_GET(it->disarmed))
+	if (RS_GET(it->in_kernel) || RS_GET(it->disarmed))
+		return;
+	/* Of TCP's bytes nothing else tells; of the ring's, and of its room, the bell does. */
+	fresh = edge && rs_conn_arrived(c, w);
+	told = __atomic_load_n(&w->told, __ATOMIC_SEQ_CST);
+	if (!edge || fresh || told & RS_TOLD_LOOKING ||
+	    rs_conn_ready(c, rs_item_events(it)) & ~told)
 		rs_item_say(it, fresh);
 }
 
@@ -349,10 +364,56 @@ static void add_nameless(const struct rs_item *it, const struct rs_conn *c, stru
 	rs_fd_close(fd);
 }
 
+/* Nothing in the kernel's set waits to be reported: what did has been, or is just being. */
+static bool kernel_is_quiet(const struct rs_epoll *ep)
+{
+	struct pollfd p = { .fd = RS_GET(ep->epfd), .events = POLLIN };
+
+	return rs_sys3(SYS_poll, &p, 1, 0) == 0;
+}
+
+/*
+ * The item comes from the kernel's set to us. True: it has to be looked at, for it may have something
+ * to report. An edge that the program has been told of is not told again.
+ *
+ * What the socket says is there, and the lock that the second call takes for it: so the set has been
+ * told of all that either has seen, and if the set is quiet, so has the program. What comes while the
+ * kernel forgets the item shows when it is asked again, and what comes later the control thread hears.
+ */
+static bool take_over(struct rs_item *it, struct rs_conn *c)
+{
+	bool told = it->events & EPOLLET && !(it->events & EPOLLONESHOT) && !c->busy;
+	struct epoll_event ev = { 0 };
+	uint32_t mask = 0;
+
+	if (told) {
+		mask = rs_conn_ready(c, rs_item_events(it));
+		rs_conn_arrived(c, &it->watch);
+		told = kernel_is_quiet(it->ep);
+	}
+	rs_sys4(SYS_epoll_ctl, RS_GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
+	if (told)
+		told = !rs_conn_arrived(c, &it->watch) &&
+		       !(rs_conn_ready(c, rs_item_events(it)) & ~mask);
+	RS_SET(it->watch.told, told ? mask : 0);
+	return !told;
+}
+
+/* Who sleeps in the set has not said so to the link that the set has only now. */
+static void wake_from_now_on(const struct rs_epoll *ep)
+{
+	uint32_t bell = RS_GET(ep->bell);
+
+	if (bell && __atomic_load_n(&ep->sleepers, __ATOMIC_SEQ_CST) &&
+	    rs_links_asleep(bell, RS_GET(ep->nested) ? RS_BELL_ALWAYS : RS_BELL_ONCE))
+		rs_bell_ring(1u << bell);
+}
+
 void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 {
 	struct rs_item *it = rs_item_of(w);
 	struct epoll_event ev = { .events = it->events, .data = it->data };
+	bool news = true;
 
 	if (speaks) {
 		if (!it->in_kernel && !c->closed) {
@@ -385,8 +446,9 @@ void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		/* Whoever finds it in the queue waits for the connection's lock. */
 		RS_SET(it->switched, UINT64_MAX);
 		RS_SET(it->in_kernel, false);
-		rs_item_push(it, true);
-		rs_sys4(SYS_epoll_ctl, RS_GET(it->ep->epfd), EPOLL_CTL_DEL, it->fd, &ev);
+		news = take_over(it, c);
+		if (news)
+			rs_item_push(it, true);
 		__atomic_fetch_sub(&it->ep->kernel_fds, 1, __ATOMIC_RELAXED);
 		RS_SET(it->switched, __atomic_add_fetch(&it->ep->switches, 1, __ATOMIC_SEQ_CST));
 	}
@@ -397,9 +459,9 @@ void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 		c->st->sm.why = RS_REASON_NO_FDS;
 	}
 	rs_conn_want(c, RS_GET(it->ep->bell), false);
-	if (RS_GET(it->ep->nested))
-		rs_links_asleep(RS_GET(it->ep->bell), RS_BELL_ALWAYS);
-	rs_item_say(it, true);
+	wake_from_now_on(it->ep);
+	if (news)
+		rs_item_say(it, true);
 }
 
 /* A set that another one watches: set the alarm again, and ring if something is ready still. */

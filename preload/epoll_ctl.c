@@ -82,6 +82,7 @@ static int modify_item(struct rs_epoll *ep, struct rs_item *it, struct epoll_eve
 		it->events = ev->events;
 		it->data = ev->data;
 		RS_SET(it->disarmed, false);
+		__atomic_store_n(&it->watch.told, 0, __ATOMIC_SEQ_CST);
 		if (!it->in_kernel)
 			rs_item_say(it, true);
 	}

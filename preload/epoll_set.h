@@ -14,6 +14,8 @@
 
 #define RS_EPOLL_BUCKETS 64u
 #define RS_EPOLL_MAX_NESTS 5 /* the kernel's own limit */
+/* Beside the bits of poll(2) in a watch's `told`: somebody is just looking what there is to tell. */
+#define RS_TOLD_LOOKING (1u << 31)
 /* What the kernel leaves of a one-shot's events when it has fired. */
 #define RS_ONESHOT_PRIVATE ((unsigned long)(EPOLLWAKEUP | EPOLLONESHOT | EPOLLET | EPOLLEXCLUSIVE))
 
@@ -28,8 +30,6 @@ struct rs_item {
 	bool disarmed; /* EPOLLONESHOT has fired */
 	bool queued;
 	bool fresh; /* bytes or room came: an edge, whatever was told before */
-	uint32_t seen; /* EPOLLET: what it was ready for when last looked at, */
-	uint32_t told; /* and when last reported */
 	uint64_t batch; /* the last one of the set that it was in */
 	uint64_t switched; /* ep->switches when it left the kernel's set; UINT64_MAX: meanwhile */
 	struct rs_item *hash_next, *ready_next;
@@ -95,6 +95,8 @@ bool rs_epoll_get(struct rs_epoll *ep);
 void rs_epoll_renew_nested(struct rs_epoll *ep);
 
 struct rs_item *rs_item_of(struct rs_watch *w);
+/* The bits of poll(2) that it asks for. */
+uint32_t rs_item_events(const struct rs_item *it);
 /* Under ep->lock: where in the hash chain `fd`'s item hangs (*result NULL: there is none) ... */
 struct rs_item **rs_item_find(struct rs_epoll *ep, int fd, const struct rs_conn *c);
 /* ... and to take it out and free it. */

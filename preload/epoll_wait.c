@@ -39,12 +39,8 @@ static void harvest(struct rs_epoll *ep)
 /* What the item's connection is ready for. */
 static uint32_t item_mask(struct rs_item *it)
 {
-	uint32_t events = it->events & (EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLRDNORM |
-					EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND);
-	uint32_t ask, mask;
+	uint32_t events = rs_item_events(it), ask, mask;
 
-	if (it->events & EPOLLET)
-		events |= EPOLLRDHUP; /* the end of the stream, for to_report() */
 	mask = rs_conn_poll(it->c, events, &ask);
 	if (ask) {
 		struct pollfd p = { .events = (short)ask };
@@ -68,10 +64,13 @@ static uint32_t item_mask(struct rs_item *it)
 /* What the item has to report now. `fresh`: as it was queued. */
 static uint32_t to_report(struct rs_epoll *ep, struct rs_item *it, bool fresh)
 {
-	uint32_t mask;
+	uint32_t mask, old = 0;
 
 	if (RS_GET(it->in_kernel) || RS_GET(it->disarmed))
 		return 0;
+	/* First: who finds no room meanwhile wants to be told of room although it was there. */
+	if (it->events & EPOLLET)
+		old = __atomic_exchange_n(&it->watch.told, UINT32_MAX, __ATOMIC_SEQ_CST);
 	mask = item_mask(it);
 	if ((it->events & EPOLLOUT) && !(mask & EPOLLOUT)) {
 		rs_lock(&it->c->lock);
@@ -82,13 +81,9 @@ static uint32_t to_report(struct rs_epoll *ep, struct rs_item *it, bool fresh)
 	if (RS_GET(it->in_kernel))
 		return 0; /* since a moment ago: the kernel will report it */
 	if (it->events & EPOLLET) {
-		/*
-		 * The ring tells of the end of the stream, and then TCP does. After it no more
-		 * bytes come: what repeats it is no edge.
-		 */
-		it->seen = mask;
-		it->told &= mask;
-		if (it->told & EPOLLRDHUP && !fresh && it->told == mask)
+		__atomic_fetch_and(&it->watch.told, mask, __ATOMIC_SEQ_CST);
+		/* After the end of the stream no more bytes come: what repeats it is no edge. */
+		if (!(mask & ~old) && (!fresh || old & EPOLLRDHUP))
 			return 0;
 	}
 	return mask & (it->events | EPOLLERR | EPOLLHUP);
@@ -138,7 +133,6 @@ static int collect(struct rs_epoll *ep, struct epoll_event *ev, int n, int max, 
 			continue;
 		ev[n].events = mask;
 		ev[n].data = it->data;
-		it->told = it->seen;
 		it->batch = batch;
 		n++;
 		RS_SET(ep->last_cpu, rs_conn_peer_cpu(it->c));
@@ -246,8 +240,11 @@ static bool any_ready(struct rs_epoll *ep)
 		if (!it)
 			break;
 		ready = to_report(ep, it, fresh) != 0;
-		if (ready)
+		if (ready) {
+			/* That it was told is not true yet. */
+			__atomic_store_n(&it->watch.told, 0, __ATOMIC_SEQ_CST);
 			rs_item_push(it, fresh);
+		}
 	}
 	rs_epoll_unlock(ep);
 	return ready;

@@ -275,6 +275,90 @@ static void ping_pong(void)
 	stress_point("no edge is lost");
 }
 
+/* ---- edges while the path changes ---- */
+
+#define EDGY_BYTES 200000 /* in each direction: some milliseconds' worth */
+
+struct edgy {
+	struct end end;
+	uint32_t edges;
+};
+
+/* Moves bytes as an edge-triggered loop does: once a call would have blocked, not before the next event. */
+static void *edgy_end(void *arg)
+{
+	struct edgy *s = arg;
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET };
+	int ep = rsock_epoll_create1(EPOLL_CLOEXEC);
+	struct rng r = rng_new();
+	bool in = false, out = false;
+
+	rsock_epoll_ctl(ep, EPOLL_CTL_ADD, s->end.fd, &ev);
+	while (!end_over(&s->end) && !stress_failed()) {
+		if (!in && !out) {
+			/* So that the path changes when an event has come and nobody waits. */
+			usleep(rng_below(&r, 1500));
+			if (rsock_epoll_wait(ep, &ev, 1, STRESS_LONG_MS) != 1) {
+				stress_fail(
+					"an edge is lost: %llu of %llu sent, %llu of %llu received",
+					(unsigned long long)s->end.tx,
+					(unsigned long long)s->end.tx_total,
+					(unsigned long long)s->end.rx,
+					(unsigned long long)s->end.rx_total);
+				break;
+			}
+			s->edges++;
+			in |= ev.events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR);
+			out |= ev.events & (EPOLLOUT | EPOLLHUP | EPOLLERR);
+		}
+		in = in && end_recv(&s->end) == END_MORE;
+		out = out && end_send(&s->end) == END_MORE;
+	}
+	rsock_close(ep);
+	return NULL;
+}
+
+static void edges(void)
+{
+	uint64_t end = stress_now() + stress_ms();
+	uint32_t conns = 0, fast = 0, seen = 0;
+
+	/* On a machine without time to spare the first one takes as long as it takes to be fast. */
+	while (stress_now() < end + (fast ? 0 : STRESS_LONG_MS) && !stress_failed()) {
+		struct edgy s[4] = { 0 };
+		const int size = 8192;
+		pthread_t t[4];
+		int fds[2];
+
+		for (size_t i = 0; i < 4; i += 2) {
+			stress_pair(listener, port, fds);
+			end_pair(&s[i].end, &s[i + 1].end, fds, EDGY_BYTES);
+			s[i].end.tx_total = s[i + 1].end.rx_total = EDGY_BYTES;
+			s[i].end.rx_total = s[i + 1].end.tx_total = EDGY_BYTES;
+			stress_nonblock(fds[0]);
+			stress_nonblock(fds[1]);
+			/* Little room, so that there is none again and again. */
+			rsock_setsockopt(fds[i / 2], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+		}
+		for (size_t i = 0; i < 4; i++)
+			t[i] = stress_thread(edgy_end, &s[i]);
+		for (size_t i = 0; i < 4; i++) {
+			pthread_join(t[i], NULL);
+			fast += s[i].end.fast;
+			seen += s[i].edges;
+		}
+		for (size_t i = 0; i < 4; i++)
+			rsock_close(s[i].end.fd);
+		conns += 2;
+	}
+	if (!fast)
+		stress_fail("no stream was ever on the fast path");
+	stress_note("%u connections, %u of %u ends became fast, %u events", conns, fast, 2 * conns,
+		    seen);
+	stress_slots();
+	stress_point("no edge is lost while the path changes");
+}
+
 /* ---- a batch names nobody twice ---- */
 
 #define SHORT 24 /* connections at a time, */
@@ -615,10 +699,11 @@ static void listeners(void)
 
 int main(void)
 {
-	stress_begin(7, 200);
+	stress_begin(8, 200);
 	listener = stress_listen(&port);
 	many_hands();
 	ping_pong();
+	edges();
 	batches();
 	nested();
 	crowd();

@@ -2,6 +2,7 @@
 #include "conn_mgr/accepted.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "conn_mgr/control.h"
 #include "conn_mgr/holders.h"
@@ -216,6 +217,18 @@ void rs_accepted_leave(struct rs_conn *c, bool stays_open)
 	rs_accepted_unshare(c);
 	if (!handler)
 		rs_unlock(&c->lock);
+}
+
+void rs_accepted_refused(const struct rs_conn *c)
+{
+	struct stat st;
+
+	/* Nobody asks for what is over, or when the time for it is. */
+	if (!c->directory || c->bound || c->closed || c->reason == RS_REASON_PEER_PLAIN ||
+	    c->reason == RS_REASON_CLOSING || rs_sys2(SYS_fstat, c->fd, &st) != 0)
+		return;
+	rs_directory_refuse(c->directory, c->tuple.family, c->tuple.client_ip, c->tuple.client_port,
+			    st.st_ino, c->reason);
 }
 
 void rs_accepted_adopt(struct rs_conn *c)

@@ -36,6 +36,8 @@ bool rs_accepted_share(struct rs_conn *c, uint32_t fork);
 void rs_accepted_unshare(struct rs_conn *c);
 /* This process ends, or (`stays_open`) becomes another program, which nobody can be sure about. */
 void rs_accepted_leave(struct rs_conn *c, bool stays_open);
+/* Under its lock: it is plain, and whoever is asked for it from now on should be able to say why. */
+void rs_accepted_refused(const struct rs_conn *c);
 /* Forgets it. */
 void rs_accepted_drop(struct rs_conn *c);
 /* The one with that 4-tuple, with a reference, or NULL. */

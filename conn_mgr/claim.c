@@ -128,7 +128,12 @@ static void answer_not_ours(struct rs_link *l, const struct rs_msg *ask)
 	/* 0: nobody has it yet. */
 	int64_t inode = listed && !l->shm.remote ? 0 : rs_proof_inode(t, true);
 
-	if (listed && !l->shm.remote) {
+	if (d && inode > 0)
+		m.reason = rs_directory_refused(d, t->family, t->client_ip, t->client_port,
+						(uint64_t)inode);
+	if (m.reason) {
+		m.code = RS_CLAIM_REFUSED;
+	} else if (listed && !l->shm.remote) {
 		m.code = RS_CLAIM_REDIRECT;
 	} else if (l->shm.remote) {
 		if (inode > 0)

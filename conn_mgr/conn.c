@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "conn_mgr/accepted.h"
 #include "conn_mgr/control.h"
 #include "conn_mgr/owner.h"
 #include "rsock/bell.h"
@@ -269,6 +270,8 @@ void rs_conn_become_plain(struct rs_conn *c)
 		speak(c, true);
 	}
 	rs_owner_ended(c, false);
+	if (c->server)
+		rs_accepted_refused(c);
 	rs_conn_show(c);
 	rs_log(RS_LOG_INFO, "fd %d stays on tcp: %s", c->fd, rs_reason_word(c->reason));
 	rs_conn_ring(c);

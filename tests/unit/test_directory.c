@@ -172,6 +172,35 @@ static void dead_worker(void **state)
 	assert_true(found > 9000);
 }
 
+/* A reason is that of one socket, is no name, and outlives what the same process drops. */
+static void refused(void **state)
+{
+	struct rs_directory *d = rs_directory_new();
+	char name[RS_NAME_LEN];
+
+	(void)state;
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 77), 0);
+	name_for(1, name);
+	rs_directory_put(d, 4, local, 1, name);
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 77), 0);
+	rs_directory_refuse(d, 4, local, 1, 77, 5);
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 77), 5);
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 78), 0);
+	assert_int_equal(rs_directory_refused(d, 4, local, 2, 77), 0);
+	assert_int_equal(rs_directory_refused(d, 6, local, 1, 77), 0);
+	assert_false(rs_directory_get(d, 4, local, 1, name));
+	rs_directory_drop(d, 4, local, 1);
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 77), 5);
+	/* The client's port serves again. */
+	name_for(2, name);
+	rs_directory_put(d, 4, local, 1, name);
+	assert_true(has(d, 4, local, 1, 2));
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 77), 0);
+	rs_directory_refuse(d, 4, local, 1, 78, 6);
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 77), 0);
+	assert_int_equal(rs_directory_refused(d, 4, local, 1, 78), 6);
+}
+
 /* Several processes write and read at once: whatever is found belongs to the client. */
 static void at_once(void **state)
 {
@@ -215,7 +244,7 @@ int main(void)
 		cmocka_unit_test(put_get_drop), cmocka_unit_test(families),
 		cmocka_unit_test(many),		cmocka_unit_test(names_end),
 		cmocka_unit_test(shared),	cmocka_unit_test(dead_worker),
-		cmocka_unit_test(at_once),
+		cmocka_unit_test(refused),	cmocka_unit_test(at_once),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

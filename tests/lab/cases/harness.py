@@ -156,3 +156,31 @@ def case_nothing_outlives_a_killed_lab(_):
         check(not os.path.exists(folder), "left: " + folder)
         left = glob.glob("/dev/shm/vm_file*") + glob.glob("/dev/shm/rsock-lab*")
         check(not left, "left in /dev/shm: %s" % left)
+
+
+DONTFORK = r"""
+import ctypes, mmap, os
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+SIZE, FIXED_NOREPLACE = 1 << 20, 0x100000
+HOW = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+ours = libc.mmap(None, SIZE, *HOW, -1, 0)
+ctypes.memset(ours, 65, SIZE)
+assert libc.madvise(ours, SIZE, mmap.MADV_DONTFORK) == 0
+if os.fork() == 0:
+    theirs = libc.mmap(ours, SIZE, HOW[0], HOW[1] | FIXED_NOREPLACE, -1, 0)
+    print(theirs == ours, ctypes.string_at(theirs, 2), flush=True)
+    ctypes.memset(theirs, 66, SIZE)
+    os._exit(0)
+os.wait()
+print(ctypes.string_at(ours, 2))
+"""
+
+
+@needs(device=None)
+def case_a_child_does_not_reach_what_it_did_not_get(lab):
+    """Without kernel.patch it reads and writes its parent's memory."""
+    said = lab.hosts[0].run(["/usr/bin/python3", "-c", DONTFORK], check=True).stdout
+    check(said == "True b'\\x00\\x00'\nb'AA'\n", said)

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -19,10 +20,11 @@
 #define SIGNAL_EVERY 32u
 #define INLINE_MAX 64u
 /*
- * 4.096 us * 2^14 = 67 ms until the first retry: with the RETRIES of cm.c a dead path is known in half a
- * second (the CM's own choice, 19, takes seven). IB spec C9-140.
+ * 4.096 us * 2^15 = 134 ms until the first retry; with the RETRIES of cm.c a dead path is known within a
+ * second. It is left for good, so what passes by itself should not look like one: a host that gets no CPU, a
+ * switch that converges. (The CM's own choice, 19, takes 15 seconds.) IB spec C9-140.
  */
-#define ACK_TIMEOUT 14
+#define ACK_TIMEOUT 15
 #define RNR_TIMER 12 /* 0.64 ms until a sender that found no receive buffer tries again */
 
 _Static_assert(RECV_DEPTH % RS_QP_RECYCLE == 0, "they are posted together");
@@ -319,10 +321,18 @@ int rs_qp_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t 
 	return post(qp, wr);
 }
 
-static void breaks(struct rs_qp *qp, rs_rdma_done_fn fn, void *arg)
+static void breaks(struct rs_qp *qp, enum ibv_wc_status why, rs_rdma_done_fn fn, void *arg)
 {
-	if (!__atomic_exchange_n(&qp->broken, true, __ATOMIC_RELAXED))
-		fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_BROKEN });
+	char text[128];
+
+	if (__atomic_exchange_n(&qp->broken, true, __ATOMIC_RELAXED))
+		return;
+	/* Flushed: the queue pair was in error before, and something else tells why. */
+	if (why != IBV_WC_WR_FLUSH_ERR) {
+		snprintf(text, sizeof(text), "a queue pair has failed: %s", ibv_wc_status_str(why));
+		rs_verbs_host.log(text);
+	}
+	fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_BROKEN });
 }
 
 int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
@@ -334,7 +344,7 @@ int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 		struct rs_rdma_done d = { 0 };
 
 		if (wc[i].status != IBV_WC_SUCCESS) {
-			breaks(qp, fn, arg);
+			breaks(qp, wc[i].status, fn, arg);
 			continue;
 		}
 		if (wc[i].wr_id >> 63) {
@@ -361,7 +371,7 @@ int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 		if (!qp->iwarp || d.kind == RS_RDMA_MSG || d.imm != RS_NOTE_NONE)
 			fn(arg, &d);
 		if (recycle(qp, wc[i].wr_id) != 0)
-			breaks(qp, fn, arg);
+			breaks(qp, IBV_WC_GENERAL_ERR, fn, arg);
 		if (qp->nidle)
 			continue;
 		__atomic_fetch_add(&qp->credits.took, RS_QP_RECYCLE, __ATOMIC_SEQ_CST);

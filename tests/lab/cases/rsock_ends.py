@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """How connections over RDMA end, by will or by force, and who stays on TCP for which reason."""
 import json
+import re
 import time
 
 import clock
@@ -188,7 +189,8 @@ def case_RDMA_blocked_in_the_middle(lab):
         a.block_roce()
         begin = clock.now()
         for end in ends:
-            end.wait_line(r"(connected|answering) on[\s\S]*is gone", 10, kind="err")
+            # Who hears of it from the other has perhaps sent all before it is sure.
+            end.wait_line(r"(connected|answering) on[\s\S]*(is gone|peer-left)", 10, kind="err")
         took = clock.now() - begin
         said = last(receiver, 40)
         check(said == {"got": total, "error": None, "good": True}, "%s" % said)
@@ -196,6 +198,27 @@ def case_RDMA_blocked_in_the_middle(lab):
         for end in ends:
             end.good()
         a.unblock_roce()
+
+
+def case_RDMA_out_for_a_moment(lab):
+    """As when a host gets no CPU, or a switch converges: it passes, and the stream is where it was."""
+    a, _ = lab.hosts
+    total = 320 << 20
+
+    def retries():
+        return sum(host.counters()["completer_retry_err"] for host in lab.hosts)
+
+    client, server = pair(lab, f"send={total}", "receive", prefix=("env", "RSOCK_LOG=info", *RSOCK))
+    before = retries()
+    time.sleep(0.3)
+    a.block_roce()
+    time.sleep(0.4)
+    a.unblock_roce()
+    check(last(server, 40) == {"got": total, "error": None, "good": True}, server.story())
+    check(retries() > before, "it was not out")
+    for end in client, server:
+        end.good()
+        check(not re.search("has failed|link-lost|peer-left", end.text("err")), end.text("err"))
 
 
 @needs(also="siw")

@@ -35,6 +35,10 @@ class Replication:
     def sql(self, client, server, text):
         return self.run(client, "psql", "-h", server.ip, "-Atc", text, "postgres").strip()
 
+    def set(self, server, what):
+        self.sql(server, server, "alter system set " + what)
+        self.sql(server, server, "select pg_reload_conf()")
+
     def start(self, host):
         options = [word for option in OPTIONS for word in ("-c", option)]
         server = self.servers[host.name] = host.spawn(self.command(host, "postgres", "-D", DATA, *options))
@@ -77,11 +81,10 @@ def replication_case(lab, plain=""):
     them.run(b, "pgbench", "-h", a.ip, "-i", "-q", "-s", 1, "postgres")
     for host in (b, c):
         them.make_standby(host, a)
-    them.sql(a, a, "alter system set synchronous_standby_names = 'FIRST 2 (b, c)'")
-    them.sql(a, a, "select pg_reload_conf()")
+    them.set(a, "synchronous_standby_names = 'FIRST 2 (b, c)'")
     them.streaming(a, 2, "sync")
 
-    load = b.spawn(them.pgbench(b, a, "-c", 3, "-T", 8, "-n"))
+    load = b.spawn(them.pgbench(b, a, "-c", 3, "-T", 25, "-n"))
     # Two rows of b's standby and its clients, and two of c's standby.
     where_they_should_be(lab, PORT, plain, least=6 if plain else 8)
     said = load.good(60)
@@ -100,18 +103,17 @@ def replication_case(lab, plain=""):
     load.wait(30)
     said = load.text()
     done += int(re.search(r"actually processed: (\d+)", said)[1])
-    them.sql(b, b, "alter system set synchronous_standby_names = 'FIRST 1 (c)'")
+    them.set(b, "synchronous_standby_names = 'FIRST 1 (c)'")
     check(them.sql(b, b, "select pg_promote()") == "t", "not promoted")
     count, _ = sums(them, b)
     check(done <= count <= done + 3, "%d of at least %d transactions are left" % (count, done))
 
     # The other standby follows the new primary, and so does the old one, made anew.
-    them.sql(c, c, "alter system set primary_conninfo = 'host=%s user=postgres application_name=c'" % b.ip)
-    them.sql(c, c, "select pg_reload_conf()")
+    them.set(c, "primary_conninfo = 'host=%s user=postgres application_name=c'" % b.ip)
     them.streaming(b, 1, "sync")
     them.make_standby(a, b)
     them.streaming(b, 1, "async")
-    load = a.spawn(them.pgbench(a, b, "-c", 2, "-T", 6, "-n"))
+    load = a.spawn(them.pgbench(a, b, "-c", 2, "-T", 20, "-n"))
     where_they_should_be(lab, PORT, plain, least=6)
     said = load.good(60)
     check("failed transactions: 0 " in said, said)

@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-"""MPI ranks exchange data and check all of it: mpi_exchange.py ROUNDS
+"""MPI ranks exchange data and check all of it: mpi_exchange.py FILE
 
-Each rank prints a line of JSON at its end. A wrong byte ends all of them.
+They go on until the first rank finds FILE. Each rank prints a line of JSON at its end. A wrong byte ends
+all of them.
 """
 import array
+import itertools
 import json
+import os
 import random
 import socket
 import sys
@@ -29,7 +32,7 @@ def main():
     world = MPI.COMM_WORLD
     rank, ranks = world.Get_rank(), world.Get_size()
     moved = 0
-    for turn in range(int(sys.argv[1])):
+    for turn in itertools.count():
         size = SIZES[turn % len(SIZES)]
         # A ring in either direction, both ways at once.
         for step in (1, ranks - 1):
@@ -60,6 +63,8 @@ def main():
         world.Barrier()
         if rank == 0 and turn % 10 == 0:
             print("turn %d" % turn, flush=True)
+        if world.bcast(rank == 0 and os.path.exists(sys.argv[1])):
+            break
     print(json.dumps({"rank": rank, "host": socket.gethostname(), "moved": moved}), flush=True)
 
 

@@ -13,6 +13,7 @@
 #include "conn_mgr/control.h"
 #include "conn_mgr/link.h"
 #include "conn_mgr/proof.h"
+#include "conn_mgr/real.h"
 #include "conn_mgr/rendezvous.h"
 #include "conn_mgr/tuple.h"
 #include "rsock/config.h"
@@ -234,6 +235,11 @@ static void log_line(const char *text)
 	rs_log(RS_LOG_INFO, "%s", text);
 }
 
+static bool *own_calls(void)
+{
+	return &rs_own_calls;
+}
+
 static void look_at_devices(void)
 {
 	bool now = ops->usable();
@@ -246,7 +252,8 @@ static void look_at_devices(void)
 /* 0 or -errno. */
 static int open_library(void)
 {
-	const struct rs_rdma_host host = { hide, rs_fd_close, log_line };
+	const struct rs_rdma_host host = { hide,      rs_fd_close,   log_line,
+					   own_calls, rs_hooks.read, rs_hooks.write };
 	void *h = load_library();
 	int fd, r;
 

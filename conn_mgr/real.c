@@ -50,6 +50,8 @@ struct rs_real rs_real = {
 	.sendmsg = raw_sendmsg,
 };
 
+struct rs_hooks rs_hooks;
+
 void rs_real_load(void)
 {
 	static int loaded;

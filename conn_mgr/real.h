@@ -109,6 +109,13 @@ struct rs_real {
 };
 
 extern struct rs_real rs_real;
+
+/* What stands before libc's functions, if anything does. */
+extern struct rs_hooks {
+	ssize_t (*read)(int, void *, size_t);
+	ssize_t (*write)(int, const void *, size_t);
+} rs_hooks;
+
 /* Resolves all of them (dlsym RTLD_NEXT). Idempotent; called by the library's constructor. */
 void rs_real_load(void);
 

@@ -753,8 +753,9 @@ EXPORT int _IO_fclose(FILE *f)
 
 /* ---- handlers: how they want calls to end that they interrupt ---- */
 
-__attribute__((constructor)) static void tell_of_handlers(void)
+__attribute__((constructor)) static void tell_of_hooks(void)
 {
+	rs_hooks = (struct rs_hooks){ read, write };
 	rs_signals_changed();
 }
 

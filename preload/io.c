@@ -165,8 +165,11 @@ ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 
 ssize_t rsock_read(int fd, void *buf, size_t n)
 {
-	ssize_t r = n && rs_file_is_conn(fd) ? recv_one(fd, buf, n, 0) : NOW_PLAIN;
+	ssize_t r;
 
+	if (__builtin_expect(rs_own_calls, 0))
+		return result(rs_sys3(SYS_read, fd, buf, n));
+	r = n && rs_file_is_conn(fd) ? recv_one(fd, buf, n, 0) : NOW_PLAIN;
 	return r != NOW_PLAIN ? result(r) : rs_real.read(fd, buf, n);
 }
 
@@ -283,8 +286,11 @@ ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 
 ssize_t rsock_write(int fd, const void *buf, size_t n)
 {
-	ssize_t r = rs_file_is_conn(fd) ? send_one(fd, buf, n, 0) : NOW_PLAIN;
+	ssize_t r;
 
+	if (__builtin_expect(rs_own_calls, 0))
+		return result(rs_sys3(SYS_write, fd, buf, n));
+	r = rs_file_is_conn(fd) ? send_one(fd, buf, n, 0) : NOW_PLAIN;
 	return r != NOW_PLAIN ? result(r) : rs_real.write(fd, buf, n);
 }
 

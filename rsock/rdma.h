@@ -27,8 +27,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/types.h>
 
-#define RS_RDMA_ABI 4
+#define RS_RDMA_ABI 5
 #define RS_RDMA_HELLO_MAX 56 /* private data of a CM request in RDMA_PS_TCP (rdma_connect(3)) */
 #define RS_RDMA_ANSWER_MAX 148 /* of a reject, and more than that of a reply that we read */
 
@@ -49,6 +50,13 @@ struct rs_rdma_host {
 		int fd); /* to where the program does not look; the new number; again: the same */
 	void (*close)(int fd); /* what was hidden */
 	void (*log)(const char *text); /* one line for people, at info level; any thread */
+	/*
+	 * Where libraries that call read() and write() call these two, *own_calls() makes them no
+	 * cancellation points of this thread. NULL: there is no such thing.
+	 */
+	bool *(*own_calls)(void);
+	ssize_t (*read)(int fd, void *buf, size_t n);
+	ssize_t (*write)(int fd, const void *buf, size_t n);
 };
 
 /* Registered memory; `mr` is the object's own. */

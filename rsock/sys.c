@@ -10,6 +10,8 @@
 
 #define ASIDE_STACK ((size_t)256 << 10)
 
+__thread bool rs_own_calls __attribute__((tls_model("initial-exec")));
+
 uint64_t rs_ticks_per_us(void)
 {
 #if defined(__x86_64__)

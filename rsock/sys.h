@@ -99,6 +99,12 @@ static inline uint64_t rs_ticks(void)
 
 uint64_t rs_ticks_per_us(void);
 
+/*
+ * Set while a library works on our behalf (rdma.h): then the interposed read() and write() are no
+ * cancellation points of this thread. Who sets it puts back what was there, for handlers interrupt.
+ */
+extern __thread bool rs_own_calls __attribute__((tls_model("initial-exec")));
+
 /* Moves `fd` to a high number (CLOEXEC) where programs do not look; returns it, or `fd` itself. */
 int rs_fd_hide(int fd);
 /*

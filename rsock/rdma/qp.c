@@ -218,20 +218,49 @@ static void count(struct rs_qp *qp, struct ibv_send_wr *wr)
 	__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
 }
 
+/* What the provider calls between these two is no cancellation point of the program's thread. */
+struct quiet {
+	bool *flag;
+	int old;
+};
+
+static struct quiet quiet_begin(void)
+{
+	struct quiet q = { 0 };
+
+	if (rs_verbs_host.own_calls) {
+		q.flag = rs_verbs_host.own_calls();
+		q.old = *q.flag;
+		*q.flag = true;
+	} else {
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &q.old);
+	}
+	return q;
+}
+
+static void quiet_end(struct quiet q)
+{
+	if (q.flag)
+		*q.flag = q.old;
+	else
+		pthread_setcancelstate(q.old, NULL);
+}
+
 /* One, or two in a list, for which there is room. */
 static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
-	int cancel, r;
+	struct quiet quiet;
+	int r;
 
 	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
 	count(qp, wr);
 	if (wr->next)
 		count(qp, wr->next);
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	quiet = quiet_begin();
 	r = ibv_post_send(qp->id->qp, wr, &bad);
-	pthread_setcancelstate(cancel, NULL);
+	quiet_end(quiet);
 	if (r != 0) {
 		__atomic_store_n(&qp->broken, true, __ATOMIC_RELAXED);
 		return -EPIPE;
@@ -388,23 +417,21 @@ int rs_qp_fd(struct rs_qp *qp)
 
 void rs_qp_disarm(struct rs_qp *qp)
 {
+	struct quiet quiet = quiet_begin();
 	struct ibv_cq *cq;
 	void *context;
-	int cancel;
 
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	/* There is one for each arm() at most. */
 	if (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
 		ibv_ack_cq_events(cq, 1);
-	pthread_setcancelstate(cancel, NULL);
+	quiet_end(quiet);
 }
 
 int rs_qp_arm(struct rs_qp *qp)
 {
-	int cancel, r;
+	struct quiet quiet = quiet_begin();
+	int r = ibv_req_notify_cq(qp->cq, 0);
 
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	r = ibv_req_notify_cq(qp->cq, 0);
-	pthread_setcancelstate(cancel, NULL);
+	quiet_end(quiet);
 	return r == 0 ? 0 : -EIO;
 }

@@ -40,6 +40,8 @@ static int rs_open(const struct rs_rdma_host *h, int *fd)
 	int news[2], r;
 
 	rs_verbs_host = *h;
+	if (h->read != read || h->write != write) /* those of somebody else stand before them */
+		rs_verbs_host.own_calls = NULL;
 	sources = (int)rs_sys1(SYS_epoll_create1, EPOLL_CLOEXEC);
 	if (sources < 0)
 		return sources;

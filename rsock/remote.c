@@ -337,7 +337,7 @@ static void broken(struct rs_remote *r)
 
 static void landed(struct rs_remote *r, uint32_t imm)
 {
-	uint32_t id = imm >> LEN_BITS, len = imm & LEN_MASK;
+	uint32_t id = imm >> LEN_BITS, len = imm & LEN_MASK, waits;
 	struct rs_shm_slot *s;
 
 	if (id / RS_SHM_SLOTS >= __atomic_load_n(&r->link->nmine, __ATOMIC_ACQUIRE)) {
@@ -348,6 +348,13 @@ static void landed(struct rs_remote *r, uint32_t imm)
 	/* Whether that is more than the ring holds, the reader checks. */
 	if (len && !(RS_FAULT(IMM_LOST) && len > RS_REMOTE_CUT / 2))
 		__atomic_fetch_add(&s->tail, len, __ATOMIC_SEQ_CST);
+	/* As any sender: publish, then look for who waits, and has looked after saying so. */
+	waits = len ? __atomic_load_n(&s->rx_wait, __ATOMIC_SEQ_CST) |
+			      __atomic_load_n(&s->rx_mask, __ATOMIC_SEQ_CST)
+		    : __atomic_load_n(&s->tx_wait, __ATOMIC_SEQ_CST) |
+			      __atomic_load_n(&s->tx_mask, __ATOMIC_SEQ_CST);
+	if (!waits)
+		return;
 	/* Who is woken wants the lock next. */
 	if (r->wakes < RS_REMOTE_WAKES)
 		r->wake[r->wakes++] = id << 1 | (len != 0);
@@ -392,8 +399,7 @@ static void done(void *arg, const struct rs_rdma_done *d)
 	}
 }
 
-/* Releases the lock; how many threads were woken out of a slot. */
-static uint32_t unlock(struct rs_remote *r)
+static __attribute__((noinline)) uint32_t unlock_and_wake(struct rs_remote *r)
 {
 	uint32_t wake[RS_REMOTE_WAKES], n = r->wakes, woken = 0;
 
@@ -403,6 +409,15 @@ static uint32_t unlock(struct rs_remote *r)
 	for (uint32_t i = 0; i < n; i++)
 		woken += rs_shm_wake(r->link, wake[i] >> 1, wake[i] & 1);
 	return woken;
+}
+
+/* Releases the lock; how many threads were woken out of a slot. */
+static inline uint32_t unlock(struct rs_remote *r)
+{
+	if (r->wakes)
+		return unlock_and_wake(r);
+	rs_unlock(&r->cq_lock);
+	return 0;
 }
 
 /* All that is there, within reason: `more` says that it was not. */

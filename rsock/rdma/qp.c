@@ -70,6 +70,9 @@ void rs_qp_unmake(struct rs_qp *qp)
 		ibv_dereg_mr(qp->mr);
 	if (qp->pd)
 		ibv_dealloc_pd(qp->pd);
+	/* Acknowledged together: each would cost a lock and a look for waiters, and the only one is this. */
+	if (qp->unacked)
+		ibv_ack_cq_events(qp->cq, qp->unacked);
 	if (qp->cq)
 		ibv_destroy_cq(qp->cq);
 	if (qp->channel)
@@ -79,6 +82,7 @@ void rs_qp_unmake(struct rs_qp *qp)
 	qp->mr = NULL;
 	qp->pd = NULL;
 	qp->cq = NULL;
+	qp->unacked = 0;
 	qp->channel = NULL;
 	qp->bytes = NULL;
 }
@@ -190,10 +194,15 @@ void rs_qp_unmap(struct rs_rdma_mem *m)
 	ibv_dereg_mr(m->mr);
 }
 
+static uint32_t in_queue(const struct rs_qp *qp)
+{
+	return qp->sq_posted - __atomic_load_n(&qp->sq_done, __ATOMIC_SEQ_CST);
+}
+
 static bool has_room(const struct rs_qp *qp)
 {
 	/* On iWARP a write and its note go together. */
-	return __atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) + qp->iwarp < SEND_DEPTH &&
+	return in_queue(qp) + qp->iwarp < SEND_DEPTH &&
 	       (!qp->iwarp || rs_credits_allow(&qp->credits, false));
 }
 
@@ -215,7 +224,7 @@ static void count(struct rs_qp *qp, struct ibv_send_wr *wr)
 	}
 	if (wr->opcode == IBV_WR_SEND)
 		__atomic_fetch_add(&qp->credits.sent, 1, __ATOMIC_SEQ_CST);
-	__atomic_fetch_add(&qp->sq_used, 1, __ATOMIC_SEQ_CST);
+	qp->sq_posted++;
 }
 
 /* What the provider calls between these two is no cancellation point of the program's thread. */
@@ -308,7 +317,7 @@ int rs_qp_settle(struct rs_qp *qp)
 	if (!qp->iwarp || !rs_credits_owed(&qp->credits))
 		return 0;
 	/* Full of what? Of notes that tell the same. */
-	if (__atomic_load_n(&qp->sq_used, __ATOMIC_SEQ_CST) >= SEND_DEPTH ||
+	if (in_queue(qp) >= SEND_DEPTH ||
 	    !rs_credits_allow(&qp->credits, true))
 		return -EAGAIN;
 	wr = note(qp, bytes, &sge, RS_NOTE_NONE);
@@ -364,49 +373,54 @@ static void breaks(struct rs_qp *qp, enum ibv_wc_status why, rs_rdma_done_fn fn,
 	fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_BROKEN });
 }
 
+/* One that has completed. */
+static void take(struct rs_qp *qp, const struct ibv_wc *wc, rs_rdma_done_fn fn, void *arg)
+{
+	struct rs_rdma_done d = { 0 };
+
+	if (wc->status != IBV_WC_SUCCESS) {
+		breaks(qp, wc->status, fn, arg);
+		return;
+	}
+	if (wc->wr_id >> 63) {
+		__atomic_store_n(&qp->sq_done, qp->sq_done + (uint32_t)wc->wr_id, __ATOMIC_SEQ_CST);
+		if (!__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
+			return;
+		d.kind = RS_RDMA_ROOM;
+		fn(arg, &d);
+		return;
+	}
+	if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
+		d.kind = RS_RDMA_DATA;
+		d.imm = ntohl(wc->imm_data);
+	} else if (qp->iwarp && wc->byte_len == RS_NOTE_LEN) {
+		d.kind = RS_RDMA_DATA;
+		d.imm = rs_note_take(&qp->credits, qp->bytes + wc->wr_id * RS_MSG_MAX);
+		if (__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
+			fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_ROOM });
+	} else {
+		d.kind = RS_RDMA_MSG;
+		d.bytes = qp->bytes + wc->wr_id * RS_MSG_MAX;
+		d.len = wc->byte_len;
+	}
+	if (!qp->iwarp || d.kind == RS_RDMA_MSG || d.imm != RS_NOTE_NONE)
+		fn(arg, &d);
+	if (recycle(qp, wc->wr_id) != 0)
+		breaks(qp, IBV_WC_GENERAL_ERR, fn, arg);
+	if (qp->nidle)
+		return;
+	__atomic_fetch_add(&qp->credits.took, RS_QP_RECYCLE, __ATOMIC_SEQ_CST);
+	if (qp->iwarp && rs_credits_owed(&qp->credits))
+		fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_OWES });
+}
+
 int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 {
 	struct ibv_wc wc[16];
 	int n = ibv_poll_cq(qp->cq, max < 16 ? max : 16, wc);
 
-	for (int i = 0; i < n; i++) {
-		struct rs_rdma_done d = { 0 };
-
-		if (wc[i].status != IBV_WC_SUCCESS) {
-			breaks(qp, wc[i].status, fn, arg);
-			continue;
-		}
-		if (wc[i].wr_id >> 63) {
-			__atomic_fetch_sub(&qp->sq_used, (uint32_t)wc[i].wr_id, __ATOMIC_SEQ_CST);
-			if (!__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
-				continue;
-			d.kind = RS_RDMA_ROOM;
-			fn(arg, &d);
-			continue;
-		}
-		if (wc[i].opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
-			d.kind = RS_RDMA_DATA;
-			d.imm = ntohl(wc[i].imm_data);
-		} else if (qp->iwarp && wc[i].byte_len == RS_NOTE_LEN) {
-			d.kind = RS_RDMA_DATA;
-			d.imm = rs_note_take(&qp->credits, qp->bytes + wc[i].wr_id * RS_MSG_MAX);
-			if (__atomic_exchange_n(&qp->full, false, __ATOMIC_SEQ_CST))
-				fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_ROOM });
-		} else {
-			d.kind = RS_RDMA_MSG;
-			d.bytes = qp->bytes + wc[i].wr_id * RS_MSG_MAX;
-			d.len = wc[i].byte_len;
-		}
-		if (!qp->iwarp || d.kind == RS_RDMA_MSG || d.imm != RS_NOTE_NONE)
-			fn(arg, &d);
-		if (recycle(qp, wc[i].wr_id) != 0)
-			breaks(qp, IBV_WC_GENERAL_ERR, fn, arg);
-		if (qp->nidle)
-			continue;
-		__atomic_fetch_add(&qp->credits.took, RS_QP_RECYCLE, __ATOMIC_SEQ_CST);
-		if (qp->iwarp && rs_credits_owed(&qp->credits))
-			fn(arg, &(struct rs_rdma_done){ .kind = RS_RDMA_OWES });
-	}
+	for (int i = 0; i < n; i++)
+		take(qp, &wc[i], fn, arg);
 	return n > 0 ? n : 0;
 }
 
@@ -423,7 +437,7 @@ void rs_qp_disarm(struct rs_qp *qp)
 
 	/* There is one for each arm() at most. */
 	if (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
-		ibv_ack_cq_events(cq, 1);
+		qp->unacked++;
 	quiet_end(quiet);
 }
 

@@ -32,12 +32,14 @@ struct rs_qp {
 	struct ibv_mr *mr;
 	uint16_t idle[RS_QP_RECYCLE]; /* receive buffers that are to be posted again, together */
 	uint32_t nidle;
-	uint32_t sq_used; /* work requests posted, that are not known to be complete */
+	uint32_t sq_posted; /* work requests, and */
+	uint32_t sq_done; /* how many of them are known to be complete */
 	uint32_t sq_unsignaled; /* posted since the last signaled one */
 	uint32_t sq_msg; /* the next send buffer */
 	struct ibv_send_wr write; /* what rs_qp_post_write() posts, */
 	struct ibv_sge write_sge; /* and its bytes */
 	bool full; /* somebody was told EAGAIN */
+	uint32_t unacked; /* events of the channel that libibverbs has yet to be told of */
 	bool iwarp;
 	struct rs_credits credits; /* iWARP */
 	uint8_t hello[RS_RDMA_HELLO_MAX];

@@ -210,25 +210,24 @@ void rs_conn_put(struct rs_conn *c);
  * whoever takes `word` away from there takes the lock before it lets the connection go.
  */
 struct rs_conn_found {
-	struct rs_conn *c;
 	const uintptr_t *entry;
 	uintptr_t word;
 };
 
 /*
  * Sends all of one buffer, or receives some of it (or `all`), when that can be done at once on the fast
- * path and nothing else is to be thought of. False, 0: nothing was done. `*empty`: c, if it has looked,
- * and the next receive has to wait for the ring.
+ * path and nothing else is to be thought of. False, 0: nothing was done. -EAGAIN: there is nothing yet,
+ * and `c` has a reference for the caller, who waits for it with rs_conn_recv().
  */
-bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_t n);
-size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n, bool all,
-			 const struct rs_conn **empty);
+bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n);
+ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, void *buf, size_t n,
+			  bool all);
 /*
  * As recv(2)/send(2) with an iovec. Result or -errno. `fd`: the descriptor that the caller used.
- * `empty`: what rs_conn_recv_fast() has said just before, or NULL.
+ * `empty`: rs_conn_recv_fast() has just said -EAGAIN of the same buffer.
  */
 ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-		     const struct rs_conn *empty);
+		     bool empty);
 /* Does not raise SIGPIPE: -EPIPE is for the caller. */
 ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
 /*

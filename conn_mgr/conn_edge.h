@@ -27,6 +27,8 @@ void rs_conn_show(struct rs_conn *c);
 
 /* Under the lock: whoever receives has to wait for the ring. */
 bool rs_conn_ring_empty(const struct rs_conn *c);
+/* Under the lock: as rs_conn_recv_fast(); bytes, 0: nothing was done. */
+size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all);
 
 /* ---- conn_drive.c ---- */
 

@@ -7,6 +7,7 @@
  * cases of conn_io.c would cost it more than the message itself. Whoever finds anything else does
  * nothing, and says so: conn_io.c knows what to do.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "conn_mgr/conn_edge.h"
@@ -28,15 +29,14 @@ static size_t ring_size(const struct rs_chan *ch, uint8_t tier)
 static bool fits(struct rs_chan *ch, size_t n)
 {
 	size_t size = ring_size(ch, 0), used = (size_t)(ch->tail - ch->tx_head);
-	uint64_t max;
 
 	if (used > size / 2)
 		used = (size_t)(ch->tail - rs_chan_tx_head(ch));
 	if (ch->tail - ch->tx_start < used) /* the rest is in other rings */
 		used = (size_t)(ch->tail - ch->tx_start);
-	max = rs_chan_tx_limit(ch);
-	return (!max || ch->tail - ch->tx_head + n <= max) &&
-	       (ch->remote ? used + n <= size : used <= size / 2) &&
+	if (rs_chan_tx_limited(ch) && ch->tail - ch->tx_head + n > rs_chan_tx_limit(ch))
+		return false;
+	return (ch->remote ? used + n <= size : used <= size / 2) &&
 	       (ch->tail & (size - 1)) + n <= size;
 }
 
@@ -49,12 +49,12 @@ static bool may_send(struct rs_conn *c, size_t n)
 }
 
 /* Under its lock: it is not gone, nor has its place been given to another. */
-static bool still_there(const struct rs_conn_found *found)
+static bool still_there(struct rs_conn_found found)
 {
-	return __atomic_load_n(found->entry, __ATOMIC_ACQUIRE) == found->word;
+	return __atomic_load_n(found.entry, __ATOMIC_ACQUIRE) == found.word;
 }
 
-static void unlock(struct rs_conn *c)
+static inline void unlock(struct rs_conn *c)
 {
 	rs_conn_unlock(c);
 	/* Closed by a handler that interrupted us. */
@@ -62,16 +62,16 @@ static void unlock(struct rs_conn *c)
 		rs_conn_end_orphan(c);
 }
 
-bool rs_conn_send_fast(const struct rs_conn_found *found, const void *buf, size_t n)
+bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n)
 {
-	struct rs_conn *c = found->c;
-	struct rs_chan *ch = &c->st->ch;
 	bool may;
 
 	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return false;
 	may = still_there(found) && may_send(c, n);
 	if (may) {
+		struct rs_chan *ch = &c->st->ch;
+
 		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), buf, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
 		rs_tx_ring(&c->st->sm, n);
@@ -132,32 +132,36 @@ bool rs_conn_ring_empty(const struct rs_conn *c)
 	       !__atomic_load_n(&c->st->ch.mine->fin, __ATOMIC_ACQUIRE);
 }
 
-size_t rs_conn_recv_fast(const struct rs_conn_found *found, void *buf, size_t n, bool all,
-			 const struct rs_conn **empty)
+size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all)
 {
-	struct rs_conn *c = found->c;
 	const uint8_t *from;
-	size_t k = 0;
+	size_t k = may_recv(c, n, &from);
+
+	if (!k || (all && k < n))
+		return 0;
+	memcpy(buf, from, k);
+	rs_chan_rx_consume(&c->st->ch, c->st->sm.rx_off + k);
+	rs_rx_ring(&c->st->sm, k);
+	if (c->row) {
+		c->row->rx_bytes = c->st->sm.rx_off;
+		c->row->rx_fast_bytes += k;
+	}
+	return k;
+}
+
+ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, void *buf, size_t n,
+			  bool all)
+{
+	ssize_t k = 0;
 
 	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return 0;
-	if (!still_there(found))
-		goto out;
-	k = may_recv(c, n, &from);
-	if (all && k < n)
-		k = 0;
-	if (k) {
-		memcpy(buf, from, k);
-		rs_chan_rx_consume(&c->st->ch, c->st->sm.rx_off + k);
-		rs_rx_ring(&c->st->sm, k);
-		if (c->row) {
-			c->row->rx_bytes = c->st->sm.rx_off;
-			c->row->rx_fast_bytes += k;
-		}
-	} else if (rs_conn_ring_empty(c)) { /* may_recv() has looked */
-		*empty = c;
+	if (still_there(found)) {
+		k = (ssize_t)rs_conn_take_ring(c, buf, n, all);
+		if (!k && rs_conn_ring_empty(c) &&
+		    rs_conn_get(c)) /* rs_chan_rx_tail() has polled */
+			k = -EAGAIN;
 	}
-out:
 	unlock(c);
 	return k;
 }

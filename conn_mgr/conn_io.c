@@ -338,11 +338,36 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 }
 
 /*
- * `looked`: the ring was found empty a moment ago; if nothing has changed, which a change from now on
- * would not go unnoticed, it need not be looked at again before the wait.
+ * After rs_conn_recv_fast() has found the ring empty: if it still is, which from here on does not change
+ * unnoticed, waits, and then receives as that does. 0: the long way.
  */
-static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags,
-		       bool looked)
+static ssize_t recv_empty(struct rs_waiter *w, const struct iovec *iov, int flags)
+{
+	struct rs_conn *c = w->c;
+	bool empty;
+	ssize_t r;
+
+	if (!rs_waiter_blocks(w))
+		return -EAGAIN;
+	rs_lock(&c->lock);
+	empty = rs_conn_ring_empty(c);
+	if (empty)
+		rs_waiter_enter(w, false);
+	rs_conn_unlock(c);
+	if (!empty)
+		return 0;
+	r = rs_wait_rx(w, RS_WAIT_RING);
+	if (r < 0)
+		return r;
+	rs_lock(&c->lock);
+	r = (ssize_t)rs_conn_take_ring(c, iov->iov_base, iov->iov_len, flags & MSG_WAITALL);
+	if (r)
+		rs_waiter_leave(w);
+	rs_conn_unlock(c);
+	return r;
+}
+
+static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
 	struct rs_conn *c = w->c;
@@ -372,13 +397,7 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				return recv_owed(c, fd, iov, n, flags);
 			return done || orphan ? rest_from_kernel(fd, iov, n, done, flags) : -EXDEV;
 		}
-		if (looked && rs_conn_ring_empty(c)) {
-			how = RS_WAIT_RING;
-			r = -EAGAIN;
-		} else {
-			r = recv_once(c, c->fd, iov, n, done, flags, &how, &eof);
-		}
-		looked = false;
+		r = recv_once(c, c->fd, iov, n, done, flags, &how, &eof);
 		if (r == -EAGAIN && rs_waiter_blocks(w))
 			rs_waiter_enter(w, how == RS_WAIT_TCP);
 		else if (r != -EAGAIN && !(flags & MSG_WAITALL))
@@ -411,14 +430,16 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 }
 
 ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-		     const struct rs_conn *empty)
+		     bool empty)
 {
 	struct rs_waiter w;
 	ssize_t r;
 
 	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
-	r = do_recv(&w, iov, n, flags, empty == c);
+	r = empty ? recv_empty(&w, iov, flags) : 0;
+	if (r == 0)
+		r = do_recv(&w, iov, n, flags);
 	rs_waiter_end(&w);
 	return r;
 }

@@ -63,18 +63,16 @@ uintptr_t rs_file_take(int fd);
 
 struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word);
 
-static inline bool rs_file_is_conn(int fd)
+/* The same, of a connection; NULL: it is none just now. */
+static inline const uintptr_t *rs_file_conn_entry(int fd)
 {
-	return __builtin_expect(rs_file_kind(rs_file(fd)) == RS_KIND_CONN, 0);
-}
+	const uintptr_t *entry = rs_file_entry(fd);
 
-/* For rs_conn_send_fast() and rs_conn_recv_fast(). False: there is none. */
-static inline bool rs_file_find(int fd, struct rs_conn_found *found)
-{
-	found->entry = rs_file_entry(fd);
-	found->word = found->entry ? __atomic_load_n(found->entry, __ATOMIC_ACQUIRE) : 0;
-	found->c = rs_file_pointer(found->word);
-	return rs_file_kind(found->word) == RS_KIND_CONN;
+	if (!entry ||
+	    __builtin_expect(rs_file_kind(__atomic_load_n(entry, __ATOMIC_ACQUIRE)) != RS_KIND_CONN,
+			     1))
+		return NULL;
+	return entry;
 }
 
 /* Whether the connection behind `fd` is another process's, which it has been since a fork. */

@@ -75,13 +75,14 @@ static bool odd_address(const struct sockaddr *addr, socklen_t len)
 	return addr && ((uintptr_t)addr < 4096 || len > sizeof(struct sockaddr_storage));
 }
 
-/* NOW_PLAIN: do it in the kernel. */
+/* NOW_PLAIN: do it in the kernel. `empty`: as rs_conn_recv_fast() has said just now. */
 static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-			 const struct rs_conn *empty)
+			 bool empty)
 {
 	ssize_t r;
 
-	pthread_testcancel();
+	if (!empty)
+		pthread_testcancel();
 	if (flags & (MSG_OOB | MSG_ERRQUEUE)) {
 		/* Neither takes a byte of the stream, and who sends urgent data has left before. */
 		rs_conn_put(c);
@@ -118,65 +119,87 @@ static bool may_be_quick(int flags, int never)
 	return !(flags & never) && (!rs_alive || *rs_alive);
 }
 
-/* One buffer, of a descriptor that was a connection just now. */
-static __attribute__((noinline)) ssize_t recv_one(int fd, void *buf, size_t n, int flags)
+static struct rs_conn_found found_at(const uintptr_t *entry)
 {
-	const struct rs_conn *empty = NULL;
-	struct iovec iov = { buf, n };
-	struct rs_conn_found found;
-	struct rs_conn *c;
-	size_t got;
+	return (struct rs_conn_found){ entry, __atomic_load_n(entry, __ATOMIC_ACQUIRE) };
+}
 
-	if (may_be_quick(flags, MSG_PEEK | MSG_TRUNC | MSG_OOB | MSG_ERRQUEUE) &&
-	    rs_file_find(fd, &found)) {
-		pthread_testcancel();
-		got = rs_conn_recv_fast(&found, buf, n, flags & MSG_WAITALL, &empty);
-		if (got)
-			return (ssize_t)got;
-	}
-	c = absurd(n) ? NULL : rs_file_conn(fd);
+/* One buffer, the long way. `empty`: as above, or NULL. */
+static __attribute__((noinline)) ssize_t recv_long(struct rs_conn *empty, int fd, void *buf,
+						   size_t n, int flags)
+{
+	struct rs_conn *c = empty || absurd(n) ? empty : rs_file_conn(fd);
+	struct iovec iov = { buf, n };
+
 	return c ? conn_recv(c, fd, &iov, 1, flags, empty) : NOW_PLAIN;
 }
 
-static __attribute__((noinline)) ssize_t send_one(int fd, const void *buf, size_t n, int flags)
+static __attribute__((noinline)) ssize_t send_long(int fd, const void *buf, size_t n, int flags)
 {
 	struct iovec iov = { (void *)(uintptr_t)buf, n };
-	struct rs_conn_found found;
-	struct rs_conn *c;
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+
+	return c ? conn_send(c, fd, &iov, 1, flags) : NOW_PLAIN;
+}
+
+/* One buffer, of a descriptor that was a connection just now: `entry` is where its word is. */
+static __attribute__((noinline)) ssize_t recv_one(const uintptr_t *entry, int fd, void *buf,
+						  size_t n, int flags)
+{
+	struct rs_conn_found found = found_at(entry);
+	struct rs_conn *c = rs_file_pointer(found.word);
+	ssize_t r = 0;
+
+	if (may_be_quick(flags, MSG_PEEK | MSG_TRUNC | MSG_OOB | MSG_ERRQUEUE) &&
+	    rs_file_kind(found.word) == RS_KIND_CONN) {
+		pthread_testcancel();
+		r = rs_conn_recv_fast(c, found, buf, n, flags & MSG_WAITALL);
+		if (r > 0)
+			return r;
+	}
+	return recv_long(r ? c : NULL, fd, buf, n, flags);
+}
+
+static __attribute__((noinline)) ssize_t send_one(const uintptr_t *entry, int fd, const void *buf,
+						  size_t n, int flags)
+{
+	struct rs_conn_found found = found_at(entry);
 
 	if (may_be_quick(flags, MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN) &&
-	    rs_file_find(fd, &found)) {
+	    rs_file_kind(found.word) == RS_KIND_CONN) {
 		pthread_testcancel();
-		if (rs_conn_send_fast(&found, buf, n))
+		if (rs_conn_send_fast(rs_file_pointer(found.word), found, buf, n))
 			return (ssize_t)n;
 	}
-	c = absurd(n) ? NULL : rs_file_conn(fd);
-	return c ? conn_send(c, fd, &iov, 1, flags) : NOW_PLAIN;
+	return send_long(fd, buf, n, flags);
 }
 
 /* ---- receiving ---- */
 
 ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 {
-	ssize_t r = rs_file_is_conn(fd) ? recv_one(fd, buf, n, flags) : NOW_PLAIN;
+	const uintptr_t *entry = rs_file_conn_entry(fd);
+	ssize_t r = entry ? recv_one(entry, fd, buf, n, flags) : NOW_PLAIN;
 
 	return r != NOW_PLAIN ? result(r) : rs_real.recv(fd, buf, n, flags);
 }
 
 ssize_t rsock_read(int fd, void *buf, size_t n)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r;
 
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_read, fd, buf, n));
-	r = n && rs_file_is_conn(fd) ? recv_one(fd, buf, n, 0) : NOW_PLAIN;
+	r = n && entry ? recv_one(entry, fd, buf, n, 0) : NOW_PLAIN;
 	return r != NOW_PLAIN ? result(r) : rs_real.read(fd, buf, n);
 }
 
 ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
 		       socklen_t *len)
 {
-	ssize_t r = rs_file_is_conn(fd) ? recv_one(fd, buf, n, flags) : NOW_PLAIN;
+	const uintptr_t *entry = rs_file_conn_entry(fd);
+	ssize_t r = entry ? recv_one(entry, fd, buf, n, flags) : NOW_PLAIN;
 
 	if (r == NOW_PLAIN)
 		return rs_real.recvfrom(fd, buf, n, flags, addr, len);
@@ -186,51 +209,55 @@ ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *
 }
 
 /* As recv_one(). */
-static ssize_t recv_some(int fd, const struct iovec *iov, size_t n, int flags)
+static ssize_t recv_some(const uintptr_t *entry, int fd, const struct iovec *iov, size_t n,
+			 int flags)
 {
 	struct rs_conn *c;
 
 	if (n == 1)
-		return recv_one(fd, iov->iov_base, iov->iov_len, flags);
+		return recv_one(entry, fd, iov->iov_base, iov->iov_len, flags);
 	c = rs_file_conn(fd);
-	return c ? conn_recv(c, fd, iov, n, flags, NULL) : NOW_PLAIN;
+	return c ? conn_recv(c, fd, iov, n, flags, false) : NOW_PLAIN;
 }
 
-static ssize_t send_some(int fd, const struct iovec *iov, size_t n, int flags)
+static ssize_t send_some(const uintptr_t *entry, int fd, const struct iovec *iov, size_t n,
+			 int flags)
 {
 	struct rs_conn *c;
 
 	if (n == 1)
-		return send_one(fd, iov->iov_base, iov->iov_len, flags);
+		return send_one(entry, fd, iov->iov_base, iov->iov_len, flags);
 	c = rs_file_conn(fd);
 	return c ? conn_send(c, fd, iov, n, flags) : NOW_PLAIN;
 }
 
 ssize_t rsock_readv(int fd, const struct iovec *iov, int n)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = NOW_PLAIN;
 
-	if (rs_file_is_conn(fd) && usable(iov, n))
-		r = recv_some(fd, iov, (size_t)n, 0);
+	if (entry && usable(iov, n))
+		r = recv_some(entry, fd, iov, (size_t)n, 0);
 	return r != NOW_PLAIN ? result(r) : rs_real.readv(fd, iov, n);
 }
 
 ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = NOW_PLAIN;
 
-	if (rs_file_is_conn(fd) && off == -1 && usable(iov, n) &&
-	    !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
-		r = recv_some(fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+	if (entry && off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+		r = recv_some(entry, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
 	return r != NOW_PLAIN ? result(r) : rs_real.preadv2(fd, iov, n, off, flags);
 }
 
 ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = NOW_PLAIN;
 
-	if (rs_file_is_conn(fd) && usable_msg(msg))
-		r = recv_some(fd, msg->msg_iov, msg->msg_iovlen, flags);
+	if (entry && usable_msg(msg))
+		r = recv_some(entry, fd, msg->msg_iov, msg->msg_iovlen, flags);
 	if (r == NOW_PLAIN)
 		return rs_real.recvmsg(fd, msg, flags);
 	if (r >= 0) {
@@ -279,47 +306,51 @@ int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
 
 ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 {
-	ssize_t r = rs_file_is_conn(fd) ? send_one(fd, buf, n, flags) : NOW_PLAIN;
+	const uintptr_t *entry = rs_file_conn_entry(fd);
+	ssize_t r = entry ? send_one(entry, fd, buf, n, flags) : NOW_PLAIN;
 
 	return r != NOW_PLAIN ? result(r) : rs_real.send(fd, buf, n, flags);
 }
 
 ssize_t rsock_write(int fd, const void *buf, size_t n)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r;
 
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_write, fd, buf, n));
-	r = rs_file_is_conn(fd) ? send_one(fd, buf, n, 0) : NOW_PLAIN;
+	r = entry ? send_one(entry, fd, buf, n, 0) : NOW_PLAIN;
 	return r != NOW_PLAIN ? result(r) : rs_real.write(fd, buf, n);
 }
 
 ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
 		     socklen_t len)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = NOW_PLAIN;
 
-	if (rs_file_is_conn(fd) && !odd_address(addr, len))
-		r = send_one(fd, buf, n, flags);
+	if (entry && !odd_address(addr, len))
+		r = send_one(entry, fd, buf, n, flags);
 	return r != NOW_PLAIN ? result(r) : rs_real.sendto(fd, buf, n, flags, addr, len);
 }
 
 ssize_t rsock_writev(int fd, const struct iovec *iov, int n)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = NOW_PLAIN;
 
-	if (rs_file_is_conn(fd) && usable(iov, n))
-		r = send_some(fd, iov, (size_t)n, 0);
+	if (entry && usable(iov, n))
+		r = send_some(entry, fd, iov, (size_t)n, 0);
 	return r != NOW_PLAIN ? result(r) : rs_real.writev(fd, iov, n);
 }
 
 ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
 {
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = NOW_PLAIN;
 
-	if (rs_file_is_conn(fd) && off == -1 && usable(iov, n) &&
-	    !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
-		r = send_some(fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
+	if (entry && off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
+		r = send_some(entry, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
 	return r != NOW_PLAIN ? result(r) : rs_real.pwritev2(fd, iov, n, off, flags);
 }
 
@@ -350,6 +381,7 @@ static int leave_passed(const struct msghdr *msg)
 
 ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
+	const uintptr_t *entry;
 	ssize_t r = NOW_PLAIN;
 
 	if (!usable_msg(msg))
@@ -358,8 +390,9 @@ ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 	if (msg->msg_controllen &&
 	    (leave_passed(msg) != 0 || rs_process_leave_fd(fd, RS_REASON_CALL) != 0))
 		return result(-EAGAIN);
-	if (!msg->msg_controllen && rs_file_is_conn(fd))
-		r = send_some(fd, msg->msg_iov, msg->msg_iovlen, flags);
+	entry = rs_file_conn_entry(fd);
+	if (!msg->msg_controllen && entry)
+		r = send_some(entry, fd, msg->msg_iov, msg->msg_iovlen, flags);
 	return r != NOW_PLAIN ? result(r) : rs_real.sendmsg(fd, msg, flags);
 }
 
@@ -476,7 +509,7 @@ static ssize_t splice_rest(struct rs_conn *c, int in, int out, size_t n, unsigne
 
 		if (r <= 0)
 			return done ? done : r ? r : -EAGAIN;
-		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT, NULL);
+		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT, false);
 		if (got <= 0)
 			return done ? done : got;
 		/* They are taken: another thread that fills the pipe makes us wait. */

@@ -171,6 +171,10 @@ void rs_chan_tx_begin(struct rs_chan *c, uint64_t n);
  * Where only one end has one, the other counts with what TCP starts with and grows to, respectively.
  */
 uint64_t rs_chan_tx_limit(const struct rs_chan *c);
+static inline bool rs_chan_tx_limited(const struct rs_chan *c)
+{
+	return c->tx_limit | __atomic_load_n(&c->peer->rx_limit, __ATOMIC_RELAXED);
+}
 /* Bytes that fit now; `grow`: switch to a larger ring rather than say 0. */
 size_t rs_chan_tx_room(struct rs_chan *c, bool grow);
 /* Copies up to `len` bytes (<= room) behind the tail without publishing. */

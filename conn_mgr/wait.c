@@ -84,27 +84,34 @@ static bool counted(const struct rs_waiter *w)
 	return w->waits && (w->slot < 0 || record(w));
 }
 
+static void enrol(struct rs_waiter *w)
+{
+	struct rs_conn *c = w->c;
+	int8_t slot = 0;
+
+	if (c->waiting)
+		rs_waiters_stale(c, w);
+	while (slot < RS_WAITERS && c->waiter[slot].tid)
+		slot++;
+	w->mark = rs_ticks() ^ (uintptr_t)c;
+	w->slot = slot < RS_WAITERS ? slot : -1;
+	if (w->slot >= 0)
+		c->waiter[slot] = (struct rs_waiting){ .tid = rs_tid(),
+						       .frame = (uintptr_t)w,
+						       .mark = w->mark };
+	c->waiting++;
+	w->waits = true;
+}
+
 void rs_waiter_enter(struct rs_waiter *w, bool in_tcp)
 {
 	struct rs_conn *c = w->c;
-	struct rs_waiting *k;
 
-	if (!w->waits) {
-		rs_waiters_stale(c, w);
-		w->slot = -1;
-		for (int8_t i = 0; i < RS_WAITERS && w->slot < 0; i++)
-			if (!c->waiter[i].tid)
-				w->slot = i;
-		w->mark = rs_ticks() ^ (uintptr_t)c;
-		if (w->slot >= 0)
-			c->waiter[w->slot] = (struct rs_waiting){ .tid = rs_tid(),
-								  .frame = (uintptr_t)w,
-								  .mark = w->mark };
-		c->waiting++;
-	}
-	w->waits = true;
-	k = record(w);
+	if (!w->waits)
+		enrol(w);
 	if (in_tcp && counted(w)) {
+		struct rs_waiting *k = record(w);
+
 		c->in_tcp++;
 		w->in_tcp = true;
 		if (k)
@@ -140,11 +147,12 @@ void rs_waiter_leave(struct rs_waiter *w)
 	struct rs_conn *c = w->c;
 	struct rs_waiting *k;
 
-	rs_waiter_awake(w);
+	if (w->in_tcp)
+		rs_waiter_awake(w);
 	if (w->busy)
 		rs_waiter_busy(w, false);
 	k = record(w);
-	if (counted(w))
+	if (w->waits && (k || w->slot < 0))
 		c->waiting--;
 	if (k)
 		*k = (struct rs_waiting){ 0 };
@@ -220,26 +228,24 @@ static uint64_t time_out(struct rs_waiter *w, uint32_t modes)
 	return timeo;
 }
 
-bool rs_waiter_blocks(struct rs_waiter *w)
+bool rs_waiter_ask(struct rs_waiter *w)
 {
-	if (w->blocks < 0) {
-		struct rs_conn *c = w->c;
-		uint32_t modes = __atomic_load_n(&c->modes, __ATOMIC_SEQ_CST);
-		uint64_t timeo;
+	struct rs_conn *c = w->c;
+	uint32_t modes = __atomic_load_n(&c->modes, __ATOMIC_SEQ_CST);
+	uint64_t timeo;
 
-		if (__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE) != modes + 1) {
-			long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
+	if (__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE) != modes + 1) {
+		long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
 
-			__atomic_store_n(&c->nonblock, fl < 0 || fl & O_NONBLOCK, __ATOMIC_RELAXED);
-			/* What has changed since `modes` was read makes this stale. */
-			__atomic_store_n(&c->modes_known, modes + 1, __ATOMIC_RELEASE);
-		}
-		w->blocks = !__atomic_load_n(&c->nonblock, __ATOMIC_RELAXED);
-		timeo = w->blocks ? time_out(w, modes) : 0;
-		if (timeo) {
-			w->timed = true;
-			w->end = rs_now_ns() + timeo;
-		}
+		__atomic_store_n(&c->nonblock, fl < 0 || fl & O_NONBLOCK, __ATOMIC_RELAXED);
+		/* What has changed since `modes` was read makes this stale. */
+		__atomic_store_n(&c->modes_known, modes + 1, __ATOMIC_RELEASE);
+	}
+	w->blocks = !__atomic_load_n(&c->nonblock, __ATOMIC_RELAXED);
+	timeo = w->blocks ? time_out(w, modes) : 0;
+	if (timeo) {
+		w->timed = true;
+		w->end = rs_now_ns() + timeo;
 	}
 	return w->blocks;
 }
@@ -479,10 +485,14 @@ static bool tx_news(struct rs_waiter *w)
 static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
-	uint64_t start = rs_ticks();
-	uint32_t spin = rs_spin_us(c), most = rs_spin_most(c->st->ch.remote != NULL);
+	uint32_t spin, most = rs_spin_most(c->st->ch.remote != NULL);
+	uint64_t start;
 	int r;
 
+	if (!most)
+		return sleep_in_slot(w, &c->st->ch.mine->rx_wait, rx_news);
+	start = rs_ticks();
+	spin = rs_spin_us(c);
 	if (spin && spin_ring(w, start + spin * rs_ticks_per_us()))
 		return 0;
 	r = sleep_in_slot(w, &c->st->ch.mine->rx_wait, rx_news);

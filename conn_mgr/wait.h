@@ -57,8 +57,12 @@ void rs_waiters_stale(struct rs_conn *c, const void *frame);
 void rs_waiter_leave(struct rs_waiter *w);
 /* At the end of a call, without the lock: does what remains of the above. */
 void rs_waiter_end(struct rs_waiter *w);
-/* Whether the call may block (MSG_DONTWAIT, O_NONBLOCK). */
-bool rs_waiter_blocks(struct rs_waiter *w);
+/* Whether the call may block (MSG_DONTWAIT, O_NONBLOCK). The kernel is asked once. */
+bool rs_waiter_ask(struct rs_waiter *w);
+static inline bool rs_waiter_blocks(struct rs_waiter *w)
+{
+	return w->blocks < 0 ? rs_waiter_ask(w) : w->blocks;
+}
 
 /*
  * 0: look again. -EAGAIN: would block, or timed out. -EINTR: a handler ran. Other: the kernel

@@ -350,9 +350,9 @@ static void landed(struct rs_remote *r, uint32_t imm)
 		__atomic_fetch_add(&s->tail, len, __ATOMIC_SEQ_CST);
 	/* As any sender: publish, then look for who waits, and has looked after saying so. */
 	waits = len ? __atomic_load_n(&s->rx_wait, __ATOMIC_SEQ_CST) |
-			      __atomic_load_n(&s->rx_mask, __ATOMIC_SEQ_CST)
+				__atomic_load_n(&s->rx_mask, __ATOMIC_SEQ_CST)
 		    : __atomic_load_n(&s->tx_wait, __ATOMIC_SEQ_CST) |
-			      __atomic_load_n(&s->tx_mask, __ATOMIC_SEQ_CST);
+				__atomic_load_n(&s->tx_mask, __ATOMIC_SEQ_CST);
 	if (!waits)
 		return;
 	/* Who is woken wants the lock next. */
@@ -435,11 +435,6 @@ static bool poll_all(struct rs_remote *r)
 	return any != 0;
 }
 
-bool rs_remote_interrupted(struct rs_remote *r)
-{
-	return rs_lock_mine(&r->lock) || rs_lock_mine(&r->cq_lock);
-}
-
 bool rs_remote_progress(struct rs_remote *r)
 {
 	bool any;
@@ -471,6 +466,13 @@ static void come_soon(struct rs_remote *r)
 	__atomic_store_n(&r->missed, true, __ATOMIC_RELAXED);
 	__atomic_store_n(&r->lease, rs_now_ms() + AGAIN_MS, __ATOMIC_SEQ_CST);
 	rs_bell_ring(1);
+}
+
+/* A lease begins at `now`, or goes on. */
+static void lease(struct rs_remote *r, uint64_t now, uint32_t ms)
+{
+	r->lease_ms = ms < RS_REMOTE_LEASE_MOST_MS ? ms : RS_REMOTE_LEASE_MOST_MS;
+	__atomic_store_n(&r->lease, now + r->lease_ms, __ATOMIC_RELAXED);
 }
 
 static void guard(struct rs_remote *r)
@@ -542,7 +544,7 @@ static bool lead(struct rs_remote *r, int fds[2])
 	fds[1] = r->wake_fd;
 	arm(r);
 	if (r->watched) {
-		__atomic_store_n(&r->lease, rs_now_ms() + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
+		lease(r, rs_now_ms(), RS_REMOTE_LEASE_MS);
 		r->watch(r, false);
 		r->watched = false;
 	}
@@ -580,8 +582,7 @@ void rs_remote_led(struct rs_remote *r, bool event, bool rung)
 		r->ops->disarm(r->qp);
 		if (r->watched) {
 			/* It was taken for one that does not come back, or slept through a lease. */
-			__atomic_store_n(&r->lease, rs_now_ms() + RS_REMOTE_LEASE_MS,
-					 __ATOMIC_RELAXED);
+			lease(r, rs_now_ms(), RS_REMOTE_LEASE_MS);
 			r->watch(r, false);
 			r->watched = false;
 		}
@@ -644,7 +645,7 @@ uint64_t rs_remote_event(struct rs_remote *r)
 	__atomic_store_n(&r->missed, false, __ATOMIC_RELAXED);
 	if (r->qp) {
 		r->ops->disarm(r->qp);
-		__atomic_store_n(&r->lease, now + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
+		lease(r, now, RS_REMOTE_LEASE_MS);
 		__atomic_store_n(&r->armed, false, __ATOMIC_SEQ_CST);
 		poll_all(r);
 	}
@@ -656,13 +657,13 @@ uint64_t rs_remote_event(struct rs_remote *r)
 
 uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
 {
-	uint64_t lease = __atomic_load_n(&r->lease, __ATOMIC_RELAXED);
+	uint64_t due = __atomic_load_n(&r->lease, __ATOMIC_RELAXED);
 	bool found;
 
-	if (__atomic_load_n(&r->missed, __ATOMIC_RELAXED) && now >= lease)
+	if (__atomic_load_n(&r->missed, __ATOMIC_RELAXED) && now >= due)
 		return rs_remote_event(r);
-	if (!lease || now < lease)
-		return lease;
+	if (!due || now < due)
+		return due;
 	if (!rs_trylock(&r->cq_lock)) {
 		__atomic_store_n(&r->lease, now + AGAIN_MS, __ATOMIC_RELAXED);
 		return now + AGAIN_MS;
@@ -672,11 +673,11 @@ uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
 	    (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0)))
 		guard(r);
 	else
-		__atomic_store_n(&r->lease, now + RS_REMOTE_LEASE_MS, __ATOMIC_RELAXED);
+		lease(r, now, 2 * r->lease_ms);
 	r->polled_then = r->polled;
-	lease = r->lease;
+	due = r->lease;
 	unlock(r);
-	return lease;
+	return due;
 }
 
 bool rs_remote_broken(const struct rs_remote *r)

@@ -18,7 +18,7 @@
  *  - guarded: armed, and the control thread watches the completion channel: the next completion wakes
  *    it, and it polls; or
  *  - on lease: the control thread comes by itself when the lease ends. It guards if somebody sleeps, or
- *    if nobody has polled since it was there last; else the lease goes on.
+ *    if nobody has polled since it was there last; else the lease goes on, each time for longer.
  * It leaves the first state only in rs_remote_event(), which begins a lease under the lock, or when
  * somebody else takes the channel over (below), which does the same, and the second only by guarding. So
  * whatever completes is seen within a lease, whoever else does what. Nobody who sleeps has to wait for
@@ -64,6 +64,7 @@
 #define RS_REMOTE_CHUNKS (RS_REMOTE_STREAMS / RS_REMOTE_CHUNK + 3)
 #define RS_REMOTE_WAKES 64u
 #define RS_REMOTE_LEASE_MS 8u
+#define RS_REMOTE_LEASE_MOST_MS 32u
 #define RS_REMOTE_STREAMS (RS_SHM_SEGMENTS * RS_SHM_SLOTS)
 
 /* Where the peer's memory for one stream is. */
@@ -107,6 +108,7 @@ struct rs_remote {
 	bool missed; /* the control thread has to look, and could not or has not yet */
 	uint32_t polled, polled_then; /* polls that found something; as of the last timer */
 	uint64_t lease; /* ms: when the control thread comes by itself; 0: guarded */
+	uint32_t lease_ms; /* how long it has gone on the last time */
 	struct rs_remote_chunk chunk[RS_REMOTE_CHUNKS];
 	uint8_t stalled[RS_REMOTE_STREAMS / 8]; /* streams that found the send queue full */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
@@ -148,7 +150,10 @@ bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len);
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg);
 
 /* This thread is a signal handler that has interrupted its own poll or post: nobody can poll now. */
-bool rs_remote_interrupted(struct rs_remote *r);
+static inline bool rs_remote_interrupted(struct rs_remote *r)
+{
+	return rs_lock_mine(&r->lock) || rs_lock_mine(&r->cq_lock);
+}
 /* Polls. True: something happened, or another thread is at it. Any thread, under any lock. */
 bool rs_remote_progress(struct rs_remote *r);
 /* This thread polls / does not any more. */

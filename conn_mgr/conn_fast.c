@@ -26,9 +26,9 @@ static size_t ring_size(const struct rs_chan *ch, uint8_t tier)
 }
 
 /* As rs_chan_tx_room() has it, when it need not think of another ring. */
-static bool fits(struct rs_chan *ch, size_t n)
+static inline bool fits(struct rs_chan *ch, size_t size, size_t n)
 {
-	size_t size = ring_size(ch, 0), used = (size_t)(ch->tail - ch->tx_head);
+	size_t used = (size_t)(ch->tail - ch->tx_head);
 
 	if (used > size / 2)
 		used = (size_t)(ch->tail - rs_chan_tx_head(ch));
@@ -40,12 +40,12 @@ static bool fits(struct rs_chan *ch, size_t n)
 	       (ch->tail & (size - 1)) + n <= size;
 }
 
-static bool may_send(struct rs_conn *c, size_t n)
+static inline bool may_send(const struct rs_conn *c, const struct rs_state *st)
 {
-	const struct rs_stream *s = &c->st->sm;
+	const struct rs_stream *s = &st->sm;
 
 	return !(c->plain | c->reset | c->broken | c->tcp_closed | s->dead | s->fin_wanted) &&
-	       !c->err && s->tx == RS_TX_FAST && !c->st->ch.tx_tier && fits(&c->st->ch, n);
+	       !c->err && s->tx == RS_TX_FAST && !st->ch.tx_tier;
 }
 
 /* Under its lock: it is not gone, nor has its place been given to another. */
@@ -64,22 +64,29 @@ static inline void unlock(struct rs_conn *c)
 
 bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n)
 {
-	bool may;
+	struct rs_state *st;
+	struct rs_chan *ch;
+	bool may = false;
+	size_t size;
 
 	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return false;
-	may = still_there(found) && may_send(c, n);
+	if (!still_there(found))
+		goto out;
+	st = c->st;
+	ch = &st->ch;
+	size = ring_size(ch, 0);
+	may = may_send(c, st) && fits(ch, size, n);
 	if (may) {
-		struct rs_chan *ch = &c->st->ch;
-
-		memcpy(ch->tx_ring[0] + (ch->tail & (ring_size(ch, 0) - 1)), buf, n);
+		memcpy(ch->tx_ring[0] + (ch->tail & (size - 1)), buf, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
-		rs_tx_ring(&c->st->sm, n);
+		rs_tx_ring(&st->sm, n);
 		if (c->row) {
-			c->row->tx_bytes = c->st->sm.tx_off;
+			c->row->tx_bytes = st->sm.tx_off;
 			c->row->tx_fast_bytes += n;
 		}
 	}
+out:
 	unlock(c);
 	return may;
 }
@@ -101,7 +108,7 @@ static uint8_t rx_tier(const struct rs_conn *c)
 }
 
 /* How many bytes can be copied from *from as they are, at most `n`. */
-static size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
+static inline size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
 {
 	const struct rs_stream *s = &c->st->sm;
 	struct rs_chan *ch = &c->st->ch;
@@ -132,21 +139,27 @@ bool rs_conn_ring_empty(const struct rs_conn *c)
 	       !__atomic_load_n(&c->st->ch.mine->fin, __ATOMIC_ACQUIRE);
 }
 
-size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all)
+static inline size_t take_ring(struct rs_conn *c, void *buf, size_t n, bool all)
 {
+	struct rs_state *st = c->st;
 	const uint8_t *from;
 	size_t k = may_recv(c, n, &from);
 
 	if (!k || (all && k < n))
 		return 0;
 	memcpy(buf, from, k);
-	rs_chan_rx_consume(&c->st->ch, c->st->sm.rx_off + k);
-	rs_rx_ring(&c->st->sm, k);
+	rs_chan_rx_consume(&st->ch, st->sm.rx_off + k);
+	rs_rx_ring(&st->sm, k);
 	if (c->row) {
-		c->row->rx_bytes = c->st->sm.rx_off;
+		c->row->rx_bytes = st->sm.rx_off;
 		c->row->rx_fast_bytes += k;
 	}
 	return k;
+}
+
+size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all)
+{
+	return take_ring(c, buf, n, all);
 }
 
 ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, void *buf, size_t n,
@@ -157,7 +170,7 @@ ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, void *b
 	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return 0;
 	if (still_there(found)) {
-		k = (ssize_t)rs_conn_take_ring(c, buf, n, all);
+		k = (ssize_t)take_ring(c, buf, n, all);
 		if (!k && rs_conn_ring_empty(c) &&
 		    rs_conn_get(c)) /* rs_chan_rx_tail() has polled */
 			k = -EAGAIN;

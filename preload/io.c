@@ -124,27 +124,49 @@ static struct rs_conn_found found_at(const uintptr_t *entry)
 	return (struct rs_conn_found){ entry, __atomic_load_n(entry, __ATOMIC_ACQUIRE) };
 }
 
+/* What does the call in the kernel. */
+typedef ssize_t (*plain_recv_fn)(int fd, void *buf, size_t n, int flags);
+typedef ssize_t (*plain_send_fn)(int fd, const void *buf, size_t n, int flags);
+
+/* The caller does. */
+static ssize_t plain_later(int fd, void *buf, size_t n, int flags)
+{
+	(void)fd;
+	(void)buf;
+	(void)n;
+	(void)flags;
+	return NOW_PLAIN;
+}
+
+static ssize_t plain_send_later(int fd, const void *buf, size_t n, int flags)
+{
+	return plain_later(fd, (void *)(uintptr_t)buf, n, flags);
+}
+
 /* One buffer, the long way. `empty`: as above, or NULL. */
 static __attribute__((noinline)) ssize_t recv_long(struct rs_conn *empty, int fd, void *buf,
-						   size_t n, int flags)
+						   size_t n, int flags, plain_recv_fn plain)
 {
 	struct rs_conn *c = empty || absurd(n) ? empty : rs_file_conn(fd);
 	struct iovec iov = { buf, n };
+	ssize_t r = c ? conn_recv(c, fd, &iov, 1, flags, empty) : NOW_PLAIN;
 
-	return c ? conn_recv(c, fd, &iov, 1, flags, empty) : NOW_PLAIN;
+	return r != NOW_PLAIN ? result(r) : plain(fd, buf, n, flags);
 }
 
-static __attribute__((noinline)) ssize_t send_long(int fd, const void *buf, size_t n, int flags)
+static __attribute__((noinline)) ssize_t send_long(int fd, const void *buf, size_t n, int flags,
+						   plain_send_fn plain)
 {
 	struct iovec iov = { (void *)(uintptr_t)buf, n };
 	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	ssize_t r = c ? conn_send(c, fd, &iov, 1, flags) : NOW_PLAIN;
 
-	return c ? conn_send(c, fd, &iov, 1, flags) : NOW_PLAIN;
+	return r != NOW_PLAIN ? result(r) : plain(fd, buf, n, flags);
 }
 
 /* One buffer, of a descriptor that was a connection just now: `entry` is where its word is. */
 static __attribute__((noinline)) ssize_t recv_one(const uintptr_t *entry, int fd, void *buf,
-						  size_t n, int flags)
+						  size_t n, int flags, plain_recv_fn plain)
 {
 	struct rs_conn_found found = found_at(entry);
 	struct rs_conn *c = rs_file_pointer(found.word);
@@ -157,11 +179,11 @@ static __attribute__((noinline)) ssize_t recv_one(const uintptr_t *entry, int fd
 		if (r > 0)
 			return r;
 	}
-	return recv_long(r ? c : NULL, fd, buf, n, flags);
+	return recv_long(r ? c : NULL, fd, buf, n, flags, plain);
 }
 
 static __attribute__((noinline)) ssize_t send_one(const uintptr_t *entry, int fd, const void *buf,
-						  size_t n, int flags)
+						  size_t n, int flags, plain_send_fn plain)
 {
 	struct rs_conn_found found = found_at(entry);
 
@@ -171,7 +193,7 @@ static __attribute__((noinline)) ssize_t send_one(const uintptr_t *entry, int fd
 		if (rs_conn_send_fast(rs_file_pointer(found.word), found, buf, n))
 			return (ssize_t)n;
 	}
-	return send_long(fd, buf, n, flags);
+	return send_long(fd, buf, n, flags, plain);
 }
 
 /* ---- receiving ---- */
@@ -179,56 +201,65 @@ static __attribute__((noinline)) ssize_t send_one(const uintptr_t *entry, int fd
 ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 {
 	const uintptr_t *entry = rs_file_conn_entry(fd);
-	ssize_t r = entry ? recv_one(entry, fd, buf, n, flags) : NOW_PLAIN;
 
-	return r != NOW_PLAIN ? result(r) : rs_real.recv(fd, buf, n, flags);
+	return entry ? recv_one(entry, fd, buf, n, flags, rs_real.recv)
+		     : rs_real.recv(fd, buf, n, flags);
+}
+
+static ssize_t plain_read(int fd, void *buf, size_t n, int flags)
+{
+	(void)flags;
+	return rs_real.read(fd, buf, n);
 }
 
 ssize_t rsock_read(int fd, void *buf, size_t n)
 {
-	const uintptr_t *entry = rs_file_conn_entry(fd);
-	ssize_t r;
+	const uintptr_t *entry;
 
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_read, fd, buf, n));
-	r = n && entry ? recv_one(entry, fd, buf, n, 0) : NOW_PLAIN;
-	return r != NOW_PLAIN ? result(r) : rs_real.read(fd, buf, n);
+	entry = rs_file_conn_entry(fd);
+	return entry && n ? recv_one(entry, fd, buf, n, 0, plain_read) : rs_real.read(fd, buf, n);
 }
 
 ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
 		       socklen_t *len)
 {
 	const uintptr_t *entry = rs_file_conn_entry(fd);
-	ssize_t r = entry ? recv_one(entry, fd, buf, n, flags) : NOW_PLAIN;
+	ssize_t r = entry ? recv_one(entry, fd, buf, n, flags, plain_later) : NOW_PLAIN;
 
 	if (r == NOW_PLAIN)
 		return rs_real.recvfrom(fd, buf, n, flags, addr, len);
 	if (r >= 0 && addr && len)
 		*len = 0; /* as TCP: no address */
-	return result(r);
+	return r;
 }
 
-/* As recv_one(). */
+/* A result as libc has it, or NOW_PLAIN. */
 static ssize_t recv_some(const uintptr_t *entry, int fd, const struct iovec *iov, size_t n,
 			 int flags)
 {
 	struct rs_conn *c;
+	ssize_t r;
 
 	if (n == 1)
-		return recv_one(entry, fd, iov->iov_base, iov->iov_len, flags);
+		return recv_one(entry, fd, iov->iov_base, iov->iov_len, flags, plain_later);
 	c = rs_file_conn(fd);
-	return c ? conn_recv(c, fd, iov, n, flags, false) : NOW_PLAIN;
+	r = c ? conn_recv(c, fd, iov, n, flags, false) : NOW_PLAIN;
+	return r != NOW_PLAIN ? result(r) : r;
 }
 
 static ssize_t send_some(const uintptr_t *entry, int fd, const struct iovec *iov, size_t n,
 			 int flags)
 {
 	struct rs_conn *c;
+	ssize_t r;
 
 	if (n == 1)
-		return send_one(entry, fd, iov->iov_base, iov->iov_len, flags);
+		return send_one(entry, fd, iov->iov_base, iov->iov_len, flags, plain_send_later);
 	c = rs_file_conn(fd);
-	return c ? conn_send(c, fd, iov, n, flags) : NOW_PLAIN;
+	r = c ? conn_send(c, fd, iov, n, flags) : NOW_PLAIN;
+	return r != NOW_PLAIN ? result(r) : r;
 }
 
 ssize_t rsock_readv(int fd, const struct iovec *iov, int n)
@@ -238,7 +269,7 @@ ssize_t rsock_readv(int fd, const struct iovec *iov, int n)
 
 	if (entry && usable(iov, n))
 		r = recv_some(entry, fd, iov, (size_t)n, 0);
-	return r != NOW_PLAIN ? result(r) : rs_real.readv(fd, iov, n);
+	return r != NOW_PLAIN ? r : rs_real.readv(fd, iov, n);
 }
 
 ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int flags)
@@ -248,7 +279,7 @@ ssize_t rsock_preadv2(int fd, const struct iovec *iov, int n, off_t off, int fla
 
 	if (entry && off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
 		r = recv_some(entry, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
-	return r != NOW_PLAIN ? result(r) : rs_real.preadv2(fd, iov, n, off, flags);
+	return r != NOW_PLAIN ? r : rs_real.preadv2(fd, iov, n, off, flags);
 }
 
 ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
@@ -265,7 +296,7 @@ ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
 		msg->msg_controllen = 0;
 		msg->msg_flags = 0;
 	}
-	return result(r);
+	return r;
 }
 
 int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
@@ -307,20 +338,25 @@ int rsock_recvmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags,
 ssize_t rsock_send(int fd, const void *buf, size_t n, int flags)
 {
 	const uintptr_t *entry = rs_file_conn_entry(fd);
-	ssize_t r = entry ? send_one(entry, fd, buf, n, flags) : NOW_PLAIN;
 
-	return r != NOW_PLAIN ? result(r) : rs_real.send(fd, buf, n, flags);
+	return entry ? send_one(entry, fd, buf, n, flags, rs_real.send)
+		     : rs_real.send(fd, buf, n, flags);
+}
+
+static ssize_t plain_write(int fd, const void *buf, size_t n, int flags)
+{
+	(void)flags;
+	return rs_real.write(fd, buf, n);
 }
 
 ssize_t rsock_write(int fd, const void *buf, size_t n)
 {
-	const uintptr_t *entry = rs_file_conn_entry(fd);
-	ssize_t r;
+	const uintptr_t *entry;
 
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_write, fd, buf, n));
-	r = entry ? send_one(entry, fd, buf, n, 0) : NOW_PLAIN;
-	return r != NOW_PLAIN ? result(r) : rs_real.write(fd, buf, n);
+	entry = rs_file_conn_entry(fd);
+	return entry ? send_one(entry, fd, buf, n, 0, plain_write) : rs_real.write(fd, buf, n);
 }
 
 ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
@@ -330,8 +366,8 @@ ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct 
 	ssize_t r = NOW_PLAIN;
 
 	if (entry && !odd_address(addr, len))
-		r = send_one(entry, fd, buf, n, flags);
-	return r != NOW_PLAIN ? result(r) : rs_real.sendto(fd, buf, n, flags, addr, len);
+		r = send_one(entry, fd, buf, n, flags, plain_send_later);
+	return r != NOW_PLAIN ? r : rs_real.sendto(fd, buf, n, flags, addr, len);
 }
 
 ssize_t rsock_writev(int fd, const struct iovec *iov, int n)
@@ -341,7 +377,7 @@ ssize_t rsock_writev(int fd, const struct iovec *iov, int n)
 
 	if (entry && usable(iov, n))
 		r = send_some(entry, fd, iov, (size_t)n, 0);
-	return r != NOW_PLAIN ? result(r) : rs_real.writev(fd, iov, n);
+	return r != NOW_PLAIN ? r : rs_real.writev(fd, iov, n);
 }
 
 ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int flags)
@@ -351,7 +387,7 @@ ssize_t rsock_pwritev2(int fd, const struct iovec *iov, int n, off_t off, int fl
 
 	if (entry && off == -1 && usable(iov, n) && !(flags & ~(RWF_NOWAIT | RWF_HIPRI)))
 		r = send_some(entry, fd, iov, (size_t)n, flags & RWF_NOWAIT ? MSG_DONTWAIT : 0);
-	return r != NOW_PLAIN ? result(r) : rs_real.pwritev2(fd, iov, n, off, flags);
+	return r != NOW_PLAIN ? r : rs_real.pwritev2(fd, iov, n, off, flags);
 }
 
 /* Streams whose descriptors travel to another process go back to TCP first. */
@@ -393,7 +429,7 @@ ssize_t rsock_sendmsg(int fd, const struct msghdr *msg, int flags)
 	entry = rs_file_conn_entry(fd);
 	if (!msg->msg_controllen && entry)
 		r = send_some(entry, fd, msg->msg_iov, msg->msg_iovlen, flags);
-	return r != NOW_PLAIN ? result(r) : rs_real.sendmsg(fd, msg, flags);
+	return r != NOW_PLAIN ? r : rs_real.sendmsg(fd, msg, flags);
 }
 
 int rsock_sendmmsg(int fd, struct mmsghdr *msgs, unsigned int n, int flags)

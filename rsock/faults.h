@@ -34,7 +34,8 @@
 	X(CREDIT_LEAK)         \
 	X(ERROR_IGNORED)       \
 	X(LATE_WRITE)          \
-	X(RETRY_FORGOTTEN)
+	X(RETRY_FORGOTTEN)     \
+	X(STALL_UNARMED)
 enum rs_fault {
 #define X(name) RS_FAULT_ID_##name,
 	RS_FAULT_NAMES(X) RS_LINK_FAULT_NAMES(X)

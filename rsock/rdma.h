@@ -7,8 +7,8 @@
  * machine that has none loses nothing else.
  *
  * A queue pair (reliable connected) carries messages (RS_MSG_MAX bytes at most) and RDMA writes in
- * one order. CM calls and events are for one thread (the control thread). Of one queue pair the post_*
- * need a lock of the caller, and poll, disarm and arm another one.
+ * one order. CM calls and events are for one thread (the control thread). Of one queue pair the post_*,
+ * posted and pending need a lock of the caller, and poll, disarm and arm another one.
  *
  * Errors are returned as -errno. Those that stand for something of this host:
  *   ENODEV         no RDMA port serves the route, or there is no device at all
@@ -43,6 +43,9 @@ static inline uint16_t rs_rdma_iwarp_port(uint16_t port)
 }
 
 struct rs_qp;
+
+/* Of so many work requests in a row, one at least is known to be complete as soon as it is. */
+#define RS_RDMA_SIGNAL_EVERY 32u
 
 /* What the object needs of its host. */
 struct rs_rdma_host {
@@ -98,7 +101,7 @@ struct rs_rdma_event {
 enum rs_rdma_kind {
 	RS_RDMA_MSG, /* `bytes`, `len`: valid during the call */
 	RS_RDMA_DATA, /* `imm` of an RDMA write; what it and those before it wrote is there */
-	RS_RDMA_ROOM, /* the send queue has room again */
+	RS_RDMA_ROOM, /* work requests are complete, after EAGAIN or pending() */
 	RS_RDMA_OWES, /* settle() is due */
 	RS_RDMA_BROKEN, /* the queue pair is in error: nothing will come or go any more */
 };
@@ -159,6 +162,10 @@ struct rs_rdma_ops {
 	/* `imm` is delivered to the peer as DATA, unless it is UINT32_MAX. */
 	int (*post_write)(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey,
 			  uint64_t to, uint32_t rkey, uint32_t imm);
+	/* How many work requests were posted so far, mod 2^32. */
+	uint32_t (*posted)(struct rs_qp *qp);
+	/* Whether some of the first `n` of them are not known to be complete: then ROOM will come. */
+	bool (*pending)(struct rs_qp *qp, uint32_t n);
 	/* Posts what the queue pair itself has to tell the peer's. -errno as post_msg(). */
 	int (*settle)(struct rs_qp *qp);
 	/* Takes what has completed, at most `max`; returns how many there were: fewer are all. */

@@ -365,6 +365,7 @@ static void landed(struct rs_remote *r, uint32_t imm)
 static void done(void *arg, const struct rs_rdma_done *d)
 {
 	struct rs_remote *r = arg;
+	bool found;
 
 	switch (d->kind) {
 	case RS_RDMA_DATA:
@@ -382,9 +383,13 @@ static void done(void *arg, const struct rs_rdma_done *d)
 	case RS_RDMA_ROOM:
 		rs_lock(&r->lock);
 		flush_messages(r);
-		__atomic_store_n(&r->room, true, __ATOMIC_RELAXED);
+		found = r->waiting;
+		__atomic_store_n(&r->waiting, false, __ATOMIC_SEQ_CST);
+		if (found)
+			__atomic_store_n(&r->room, true, __ATOMIC_RELAXED);
 		rs_unlock(&r->lock);
-		rs_bell_ring(1);
+		if (found)
+			rs_bell_ring(1);
 		break;
 	case RS_RDMA_OWES:
 		rs_lock(&r->lock);
@@ -420,32 +425,38 @@ static inline uint32_t unlock(struct rs_remote *r)
 	return 0;
 }
 
-/* All that is there, within reason: `more` says that it was not. */
-static bool poll_all(struct rs_remote *r)
+static __attribute__((noinline)) void poll_more(struct rs_remote *r)
 {
-	uint32_t turns = 0;
-	int n = 0, any = 0;
+	int n = BATCH;
+
+	for (uint32_t turns = 1; n == BATCH && turns < TURN; turns++)
+		n = r->qp ? r->ops->poll(r->qp, BATCH, done, r) : 0;
+	r->more = n == BATCH;
+}
+
+/* All that is there, within reason: `more` says that it was not. How many there were, about. */
+static inline int poll_all(struct rs_remote *r)
+{
+	int n = r->qp ? r->ops->poll(r->qp, BATCH, done, r) : 0;
 
 	/* Less than was asked for is all that there was. */
-	do {
-		n = r->qp ? r->ops->poll(r->qp, BATCH, done, r) : 0;
-		any |= n;
-	} while (n == BATCH && ++turns < TURN);
-	r->more = n == BATCH;
-	return any != 0;
+	r->more = false;
+	if (n == BATCH)
+		poll_more(r);
+	return n;
 }
 
 bool rs_remote_progress(struct rs_remote *r)
 {
-	bool any;
+	int n;
 
 	/* A handler may have interrupted this thread's own poll or post. */
 	if (rs_lock_mine(&r->lock) || !rs_trylock(&r->cq_lock))
 		return true;
-	any = poll_all(r);
-	r->polled += any;
+	n = poll_all(r);
+	r->polled += n != 0;
 	unlock(r);
-	return any;
+	return n != 0;
 }
 
 static void arm(struct rs_remote *r)
@@ -486,7 +497,7 @@ static void guard(struct rs_remote *r)
 	}
 	if (!r->watched)
 		r->watch(r, true);
-	r->watched = true;
+	__atomic_store_n(&r->watched, true, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&r->lease, 0, __ATOMIC_RELAXED);
 }
 
@@ -505,7 +516,16 @@ static bool bell_asleep(const struct rs_remote *r)
 static bool anybody_sleeps(const struct rs_remote *r, uint32_t woken)
 {
 	woken += __atomic_load_n(&r->leader, __ATOMIC_SEQ_CST);
-	return __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) > woken || bell_asleep(r);
+	return __atomic_load_n(&r->resting, __ATOMIC_SEQ_CST) > woken ||
+	       __atomic_load_n(&r->waiting, __ATOMIC_SEQ_CST) || bell_asleep(r);
+}
+
+/* The next completion wakes a thread that polls. */
+static bool somebody_comes(const struct rs_remote *r)
+{
+	return __atomic_load_n(&r->armed, __ATOMIC_SEQ_CST) &&
+	       (__atomic_load_n(&r->watched, __ATOMIC_SEQ_CST) ||
+		__atomic_load_n(&r->leader, __ATOMIC_SEQ_CST));
 }
 
 void rs_remote_spin(struct rs_remote *r)
@@ -515,8 +535,8 @@ void rs_remote_spin(struct rs_remote *r)
 
 void rs_remote_unspin(struct rs_remote *r)
 {
-	if (__atomic_sub_fetch(&r->spinning, 1, __ATOMIC_SEQ_CST) == 0 &&
-	    !__atomic_load_n(&r->armed, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0))
+	if (__atomic_sub_fetch(&r->spinning, 1, __ATOMIC_SEQ_CST) == 0 && !somebody_comes(r) &&
+	    anybody_sleeps(r, 0))
 		rs_remote_arm(r);
 }
 
@@ -546,7 +566,7 @@ static bool lead(struct rs_remote *r, int fds[2])
 	if (r->watched) {
 		lease(r, rs_now_ms(), RS_REMOTE_LEASE_MS);
 		r->watch(r, false);
-		r->watched = false;
+		__atomic_store_n(&r->watched, false, __ATOMIC_SEQ_CST);
 	}
 	__atomic_store_n(&r->leader, true, __ATOMIC_SEQ_CST);
 	return true;
@@ -584,11 +604,11 @@ void rs_remote_led(struct rs_remote *r, bool event, bool rung)
 			/* It was taken for one that does not come back, or slept through a lease. */
 			lease(r, rs_now_ms(), RS_REMOTE_LEASE_MS);
 			r->watch(r, false);
-			r->watched = false;
+			__atomic_store_n(&r->watched, false, __ATOMIC_SEQ_CST);
 		}
 		__atomic_store_n(&r->armed, false, __ATOMIC_SEQ_CST);
 	}
-	r->polled += poll_all(r);
+	r->polled += poll_all(r) != 0;
 	woken = unlock(r);
 	rs_remote_awake(r);
 	if (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, woken))
@@ -668,7 +688,7 @@ uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now)
 		__atomic_store_n(&r->lease, now + AGAIN_MS, __ATOMIC_RELAXED);
 		return now + AGAIN_MS;
 	}
-	found = poll_all(r);
+	found = poll_all(r) != 0;
 	if (r->polled == r->polled_then || (found && r->leader && !r->watched) ||
 	    (!__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) && anybody_sleeps(r, 0)))
 		guard(r);
@@ -730,7 +750,22 @@ bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len)
 
 static void stall(struct rs_remote *r, uint32_t id)
 {
-	__atomic_fetch_or(&r->stalled[id / 8], (uint8_t)(1u << id % 8), __ATOMIC_SEQ_CST);
+	__atomic_fetch_or(&r->stalled[id / 64], (uint64_t)1 << id % 64, __ATOMIC_SEQ_CST);
+}
+
+/* Under the lock: ROOM is to come. */
+static void stall_for_room(struct rs_remote *r, uint32_t id)
+{
+	stall(r, id);
+	__atomic_store_n(&r->waiting, true, __ATOMIC_SEQ_CST);
+}
+
+/* After that, without the lock: somebody will be woken. */
+static void await_room(struct rs_remote *r)
+{
+	if (!RS_FAULT(STALL_UNARMED) && !__atomic_load_n(&r->spinning, __ATOMIC_SEQ_CST) &&
+	    !somebody_comes(r))
+		rs_remote_arm(r);
 }
 
 /*
@@ -753,28 +788,38 @@ static inline bool lock_to_post(struct rs_remote *r, uint32_t id)
 
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg)
 {
-	uint8_t stalled[sizeof(r->stalled)];
+	uint64_t stalled[RS_REMOTE_STREAMS / 64];
+	uint32_t n = __atomic_load_n(&r->link->nmine, __ATOMIC_ACQUIRE) * RS_SHM_SLOTS / 64;
 
 	if (!__atomic_load_n(&r->room, __ATOMIC_RELAXED))
 		return;
 	rs_lock(&r->lock);
 	__atomic_store_n(&r->room, false, __ATOMIC_RELAXED);
 	flush_messages(r);
-	for (uint32_t i = 0; i < sizeof(stalled); i++)
+	for (uint32_t i = 0; i < n; i++)
 		stalled[i] = __atomic_exchange_n(&r->stalled[i], 0, __ATOMIC_SEQ_CST);
 	rs_unlock(&r->lock);
-	for (uint32_t i = 0; i < sizeof(stalled); i++)
-		for (uint32_t bit = 0; stalled[i] >> bit; bit++)
-			if (stalled[i] >> bit & 1)
-				each(arg, i * 8 + bit);
+	for (uint32_t i = 0; i < n; i++)
+		for (; stalled[i]; stalled[i] &= stalled[i] - 1)
+			each(arg, i * 64 + (uint32_t)__builtin_ctzll(stalled[i]));
 }
 
-void rs_remote_post(struct rs_chan *c)
+/* Whether a small write has to wait for others of its stream. Else it counts as one. */
+static inline bool keeps_back(struct rs_remote *r, struct rs_chan *c)
 {
-	struct rs_remote *r = c->remote;
+	if (c->burst >= RS_RDMA_SIGNAL_EVERY) {
+		if (r->ops->pending(r->qp, c->burst_mark))
+			return true;
+		c->burst = 0;
+	}
+	if (c->burst++ == 0)
+		c->burst_mark = r->ops->posted(r->qp) + 1;
+	return false;
+}
 
-	if ((!c->open && !RS_FAULT(LATE_WRITE)) || c->posted == c->tail || !lock_to_post(r, c->id))
-		return;
+/* Under the lock. False: the rest has to wait for completions. */
+static bool post_all(struct rs_remote *r, struct rs_chan *c)
+{
 	while (c->posted < c->tail && r->qp) {
 		size_t pos = c->posted % RS_REMOTE_RING;
 		uint64_t left = c->tail - c->posted;
@@ -783,18 +828,48 @@ void rs_remote_post(struct rs_chan *c)
 
 		if (n > RS_REMOTE_RING - pos)
 			n = (uint32_t)(RS_REMOTE_RING - pos);
+		if (left < RS_REMOTE_SMALL && keeps_back(r, c))
+			return false;
 		e = r->ops->post_write(r->qp, c->tx_ring[0] + pos, n, c->lkey,
 				       c->peer_block + PAGE + pos, c->peer_key,
 				       c->peer_id << LEN_BITS | n);
-		if (e == -EAGAIN && !RS_FAULT(RETRY_FORGOTTEN))
-			stall(r, c->id);
-		else if (e != 0 && e != -EAGAIN)
+		if (e == -EAGAIN)
+			return false;
+		if (e != 0) {
 			broken(r);
-		if (e != 0)
 			break;
+		}
 		c->posted += n;
 	}
+	return true;
+}
+
+/* The rest, once more: what is complete may not have been polled. */
+static __attribute__((noinline)) void post_rest(struct rs_remote *r, struct rs_chan *c)
+{
+	rs_remote_progress(r);
+	if (!lock_to_post(r, c->id))
+		return;
+	c->held = !post_all(r, c);
+	if (c->held && !RS_FAULT(RETRY_FORGOTTEN))
+		stall_for_room(r, c->id);
 	rs_unlock(&r->lock);
+	if (c->held)
+		await_room(r);
+}
+
+void rs_remote_post(struct rs_chan *c)
+{
+	struct rs_remote *r = c->remote;
+	bool all;
+
+	if ((!c->open && !RS_FAULT(LATE_WRITE)) || c->posted == c->tail || !lock_to_post(r, c->id))
+		return;
+	c->held = false;
+	all = post_all(r, c);
+	rs_unlock(&r->lock);
+	if (!all)
+		post_rest(r, c);
 }
 
 void rs_remote_open(struct rs_chan *c, bool open)
@@ -808,7 +883,7 @@ void rs_remote_credit(struct rs_chan *c)
 {
 	struct rs_remote *r = c->remote;
 	uint64_t head = c->head;
-	int e;
+	int e = 0;
 
 	if (c->mute || head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL) ||
 	    !lock_to_post(r, c->id))
@@ -820,11 +895,13 @@ void rs_remote_credit(struct rs_chan *c)
 		if (e == 0)
 			c->told = head;
 		else if (e == -EAGAIN)
-			stall(r, c->id);
+			stall_for_room(r, c->id);
 		else
 			broken(r);
 		if (RS_FAULT(CREDIT_LEAK))
 			c->told = head;
 	}
 	rs_unlock(&r->lock);
+	if (e == -EAGAIN)
+		await_room(r);
 }

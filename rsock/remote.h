@@ -13,6 +13,11 @@
  * A receiver tells its head when half of the ring was consumed, or at once when the sender
  * waits to close.
  *
+ * Each write costs both ends the same, whatever its size. A stream of which RS_RDMA_SIGNAL_EVERY small
+ * writes or more are on their way keeps further bytes in the staging ring: they go together, when there
+ * are RS_REMOTE_SMALL of them or when one of those writes is known to be complete, whichever is first.
+ * Whoever keeps some back is one that sleeps, for what follows.
+ *
  * Who polls: whoever waits. To arm the completion queue costs a system call, and so does each event,
  * so it is armed only for those who sleep. At any time it is
  *  - guarded: armed, and the control thread watches the completion channel: the next completion wakes
@@ -55,6 +60,7 @@
 
 #define RS_REMOTE_RING ((size_t)256 << 10)
 #define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
+#define RS_REMOTE_SMALL 4096u /* less than so much may wait to become more */
 #define RS_REMOTE_TELL (RS_REMOTE_RING / 2) /* bytes consumed that the sender is told of */
 /*
  * Streams get their memory, half a MiB locked for each, in chunks: of 1, 1, 2 and 4, for most links have
@@ -96,7 +102,8 @@ struct rs_remote {
 	struct rs_qp *qp;
 	struct rs_shm_link *link;
 	bool broken;
-	bool room; /* the send queue has room again: who found it full tries again */
+	bool waiting; /* streams that are in `stalled` */
+	bool room; /* work requests are complete: who waits for that tries again */
 	uint32_t spinning; /* threads that poll by themselves */
 	uint32_t resting; /* threads that sleep on a slot */
 	bool armed;
@@ -110,7 +117,7 @@ struct rs_remote {
 	uint64_t lease; /* ms: when the control thread comes by itself; 0: guarded */
 	uint32_t lease_ms; /* how long it has gone on the last time */
 	struct rs_remote_chunk chunk[RS_REMOTE_CHUNKS];
-	uint8_t stalled[RS_REMOTE_STREAMS / 8]; /* streams that found the send queue full */
+	uint64_t stalled[RS_REMOTE_STREAMS / 64]; /* streams that wait for completions */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
 	uint32_t wakes;
 	bool more; /* a poll has left something */
@@ -146,7 +153,7 @@ bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_
 int rs_remote_send(struct rs_remote *r, const uint8_t *bytes, size_t len);
 /* Takes the oldest message that came (RS_MSG_MAX bytes at most). False: none. */
 bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len);
-/* Calls `each` for the streams that found the send queue full, once it is not any more. */
+/* Calls `each` for the streams that waited for completions, once there are some. */
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg);
 
 /* This thread is a signal handler that has interrupted its own poll or post: nobody can poll now. */

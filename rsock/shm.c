@@ -331,6 +331,8 @@ void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
 	c->tx_small = 0;
 	if (c->remote) {
 		c->posted = n;
+		c->burst = 0;
+		c->held = false;
 		__atomic_store_n(&c->peer->head, n, __ATOMIC_RELAXED);
 		return;
 	}
@@ -469,7 +471,8 @@ void rs_chan_tx_publish(struct rs_chan *c, uint64_t tail)
 
 	c->tail = tail;
 	if (c->remote) {
-		rs_remote_post(c);
+		if (!c->held || tail - c->posted >= RS_REMOTE_SMALL)
+			rs_remote_post(c);
 		return;
 	}
 	cpu = cpu_now();
@@ -601,11 +604,13 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 	uint8_t tier;
 
 	c->head = head;
-	__atomic_store_n(&c->mine->head, head, __ATOMIC_SEQ_CST);
 	if (c->remote) {
-		rs_remote_credit(c);
+		__atomic_store_n(&c->mine->head, head, __ATOMIC_RELEASE);
+		if (c->eager || head - c->told >= RS_REMOTE_TELL)
+			rs_remote_credit(c);
 		return;
 	}
+	__atomic_store_n(&c->mine->head, head, __ATOMIC_SEQ_CST);
 	mask = __atomic_load_n(&peer->tx_mask, __ATOMIC_SEQ_CST);
 	wait = __atomic_load_n(&peer->tx_wait, __ATOMIC_SEQ_CST);
 	if (!(mask | wait))

@@ -127,6 +127,9 @@ struct rs_chan {
 	uint32_t lkey, peer_key;
 	uint64_t peer_block; /* address of the stream's memory over there */
 	uint64_t posted; /* on its way to the peer up to here */
+	uint32_t burst; /* small writes that were posted since, and with, */
+	uint32_t burst_mark; /* the work request of that number */
+	bool held; /* the rest waits for completions (remote.h) */
 	uint64_t told; /* the head that the peer was told last */
 	bool open; /* bytes may travel */
 	bool mute; /* the peer may have forgotten the stream: write nothing to it */

@@ -17,7 +17,6 @@
 
 #define SEND_DEPTH 256u
 #define RECV_DEPTH 512u
-#define SIGNAL_EVERY 32u
 #define INLINE_MAX 64u
 /*
  * 4.096 us * 2^15 = 134 ms until the first retry; with the RETRIES of cm.c a dead path is known within a
@@ -215,9 +214,9 @@ static bool is_full(struct rs_qp *qp)
 	return !has_room(qp);
 }
 
-static void count(struct rs_qp *qp, struct ibv_send_wr *wr)
+static inline void count(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
-	if (++qp->sq_unsignaled == SIGNAL_EVERY) {
+	if (++qp->sq_unsignaled == RS_RDMA_SIGNAL_EVERY) {
 		wr->send_flags |= IBV_SEND_SIGNALED;
 		wr->wr_id = (uint64_t)1 << 63 | qp->sq_unsignaled;
 		qp->sq_unsignaled = 0;
@@ -227,49 +226,47 @@ static void count(struct rs_qp *qp, struct ibv_send_wr *wr)
 	qp->sq_posted++;
 }
 
-/* What the provider calls between these two is no cancellation point of the program's thread. */
-struct quiet {
-	bool *flag;
-	int old;
-};
-
-static struct quiet quiet_begin(void)
+/*
+ * What the provider calls between these two is no cancellation point of the program's thread. The flag
+ * is the host's, or NULL; `old`: what it was, or pthread_setcancelstate() has said.
+ */
+static inline bool *quiet_begin(int *old)
 {
-	struct quiet q = { 0 };
+	bool *flag;
 
-	if (rs_verbs_host.own_calls) {
-		q.flag = rs_verbs_host.own_calls();
-		q.old = *q.flag;
-		*q.flag = true;
-	} else {
-		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &q.old);
+	if (!rs_verbs_host.own_calls) {
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, old);
+		return NULL;
 	}
-	return q;
+	flag = rs_verbs_host.own_calls();
+	*old = *flag;
+	*flag = true;
+	return flag;
 }
 
-static void quiet_end(struct quiet q)
+static inline void quiet_end(bool *flag, int old)
 {
-	if (q.flag)
-		*q.flag = q.old;
+	if (flag)
+		*flag = old;
 	else
-		pthread_setcancelstate(q.old, NULL);
+		pthread_setcancelstate(old, NULL);
 }
 
 /* One, or two in a list, for which there is room. */
-static int post(struct rs_qp *qp, struct ibv_send_wr *wr)
+static inline int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
-	struct quiet quiet;
-	int r;
+	bool *flag;
+	int old, r;
 
 	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
 	count(qp, wr);
 	if (wr->next)
 		count(qp, wr->next);
-	quiet = quiet_begin();
+	flag = quiet_begin(&old);
 	r = ibv_post_send(qp->id->qp, wr, &bad);
-	quiet_end(quiet);
+	quiet_end(flag, old);
 	if (r != 0) {
 		__atomic_store_n(&qp->broken, true, __ATOMIC_RELAXED);
 		return -EPIPE;
@@ -308,6 +305,25 @@ static struct ibv_send_wr note(struct rs_qp *qp, uint8_t bytes[RS_NOTE_LEN], str
 	};
 }
 
+uint32_t rs_qp_posted(struct rs_qp *qp)
+{
+	return qp->sq_posted;
+}
+
+static bool is_pending(const struct rs_qp *qp, uint32_t n)
+{
+	return (int32_t)(n - __atomic_load_n(&qp->sq_done, __ATOMIC_SEQ_CST)) > 0;
+}
+
+/* As is_full(). */
+bool rs_qp_pending(struct rs_qp *qp, uint32_t n)
+{
+	if (!is_pending(qp, n))
+		return false;
+	__atomic_store_n(&qp->full, true, __ATOMIC_SEQ_CST);
+	return is_pending(qp, n);
+}
+
 int rs_qp_settle(struct rs_qp *qp)
 {
 	uint8_t bytes[RS_NOTE_LEN];
@@ -317,8 +333,7 @@ int rs_qp_settle(struct rs_qp *qp)
 	if (!qp->iwarp || !rs_credits_owed(&qp->credits))
 		return 0;
 	/* Full of what? Of notes that tell the same. */
-	if (in_queue(qp) >= SEND_DEPTH ||
-	    !rs_credits_allow(&qp->credits, true))
+	if (in_queue(qp) >= SEND_DEPTH || !rs_credits_allow(&qp->credits, true))
 		return -EAGAIN;
 	wr = note(qp, bytes, &sge, RS_NOTE_NONE);
 	return post(qp, &wr);
@@ -374,7 +389,7 @@ static void breaks(struct rs_qp *qp, enum ibv_wc_status why, rs_rdma_done_fn fn,
 }
 
 /* One that has completed. */
-static void take(struct rs_qp *qp, const struct ibv_wc *wc, rs_rdma_done_fn fn, void *arg)
+static inline void take(struct rs_qp *qp, const struct ibv_wc *wc, rs_rdma_done_fn fn, void *arg)
 {
 	struct rs_rdma_done d = { 0 };
 
@@ -431,21 +446,23 @@ int rs_qp_fd(struct rs_qp *qp)
 
 void rs_qp_disarm(struct rs_qp *qp)
 {
-	struct quiet quiet = quiet_begin();
 	struct ibv_cq *cq;
 	void *context;
+	int old;
+	bool *flag = quiet_begin(&old);
 
 	/* There is one for each arm() at most. */
 	if (ibv_get_cq_event(qp->channel, &cq, &context) == 0)
 		qp->unacked++;
-	quiet_end(quiet);
+	quiet_end(flag, old);
 }
 
 int rs_qp_arm(struct rs_qp *qp)
 {
-	struct quiet quiet = quiet_begin();
-	int r = ibv_req_notify_cq(qp->cq, 0);
+	int old, r;
+	bool *flag = quiet_begin(&old);
 
-	quiet_end(quiet);
+	r = ibv_req_notify_cq(qp->cq, 0);
+	quiet_end(flag, old);
 	return r == 0 ? 0 : -EIO;
 }

@@ -38,7 +38,7 @@ struct rs_qp {
 	uint32_t sq_msg; /* the next send buffer */
 	struct ibv_send_wr write; /* what rs_qp_post_write() posts, */
 	struct ibv_sge write_sge; /* and its bytes */
-	bool full; /* somebody was told EAGAIN */
+	bool full; /* somebody was told to wait for ROOM */
 	uint32_t unacked; /* events of the channel that libibverbs has yet to be told of */
 	bool iwarp;
 	struct rs_credits credits; /* iWARP */
@@ -102,6 +102,8 @@ void rs_qp_unmap(struct rs_rdma_mem *m);
 int rs_qp_post_msg(struct rs_qp *qp, const void *bytes, size_t len);
 int rs_qp_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey, uint64_t to,
 		     uint32_t rkey, uint32_t imm);
+uint32_t rs_qp_posted(struct rs_qp *qp);
+bool rs_qp_pending(struct rs_qp *qp, uint32_t n);
 int rs_qp_settle(struct rs_qp *qp);
 int rs_qp_poll(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg);
 int rs_qp_fd(struct rs_qp *qp);

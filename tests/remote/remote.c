@@ -7,8 +7,10 @@
  * Both ends of a link live in this process. What they post goes into a model of a reliable connection:
  * it arrives in order, as late as it likes, and is read from the sender's memory only then. Checked all
  * the time: every byte arrives once, in order; nothing is overwritten that has not been read; a stream that was closed posts nothing more; messages come in
- * order; a broken queue pair is noticed. At the end of each schedule everything that was sent must have
- * arrived. One violation ends the run with status 1; `--seed` and `--schedules=1` repeat it.
+ * order; a broken queue pair is noticed; of one stream no more small writes are on their way than are
+ * allowed. At the end of each schedule an end that does nothing any more is woken for what it kept back,
+ * and everything that was sent must arrive. One violation ends the run with status 1; `--seed` and
+ * `--schedules=1` repeat it.
  */
 #include <getopt.h>
 #include <stdarg.h>
@@ -23,13 +25,15 @@
 #include "rsock/sys.h"
 
 #define STREAMS 5u
-#define DEPTH 24u /* of a send queue: small, so that it is full now and then */
+#define DEPTH 512u /* of a send queue, at most */
+#define SHALLOW 24u /* small, so that it is full now and then */
 #define STEPS 4000
 #define IDLE 400 /* rounds without news after which the link stands still */
 #define SETTLED 20
 
 struct work {
 	bool message;
+	bool small;
 	const uint8_t *from; /* of a write; inline: NULL, and in `bytes` */
 	uint8_t bytes[256];
 	uint32_t len, imm;
@@ -42,7 +46,9 @@ struct rs_qp {
 	uint32_t posted, arrived,
 		known; /* counts: by us, at the peer, completed as far as we polled */
 	uint32_t polled; /* of the peer's, taken by our poll */
+	uint32_t depth;
 	bool full, broken, told;
+	bool armed, readable; /* the completion channel */
 };
 
 struct end {
@@ -59,6 +65,8 @@ struct end {
 static struct end end[2];
 static uint64_t seed, state;
 static int schedule;
+static bool slow; /* little arrives: much is on its way */
+static uint32_t kept; /* how often something was kept back, in all schedules */
 
 static uint32_t pick(uint32_t n)
 {
@@ -91,7 +99,7 @@ static int post(struct rs_qp *qp, const struct work *w)
 {
 	if (qp->broken)
 		return -EPIPE;
-	if (qp->posted - qp->known == DEPTH) {
+	if (qp->posted - qp->known == qp->depth) {
 		qp->full = true;
 		return -EAGAIN;
 	}
@@ -111,7 +119,7 @@ static int post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t
 		      uint32_t rkey, uint32_t imm)
 {
 	struct end *e = &end[qp == &end[1].qp];
-	uint32_t stream = imm >> 18;
+	uint32_t stream = imm >> 18, before = 0;
 	struct work w = { .len = len, .imm = imm, .to = (uint8_t *)(uintptr_t)to };
 
 	(void)lkey;
@@ -119,11 +127,38 @@ static int post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t
 	/* The number is the peer's; both ends use the same here. */
 	if ((imm & 0x3ffff) && e->closed[stream])
 		violated("a write after the stream was closed");
+	w.small = (imm & 0x3ffff) && len < RS_REMOTE_SMALL;
+	for (uint32_t i = qp->known; w.small && i != qp->posted; i++)
+		before += qp->sq[i % DEPTH].small && qp->sq[i % DEPTH].imm >> 18 == stream;
+	/* Those before the one that is waited for, that one, and those after it. */
+	if (before >= 2 * RS_RDMA_SIGNAL_EVERY)
+		violated("%u small writes of one stream on their way", before + 1);
 	if (len <= sizeof(w.bytes))
 		memcpy(w.bytes, from, len);
 	else
 		w.from = from;
 	return post(qp, &w);
+}
+
+static uint32_t posted(struct rs_qp *qp)
+{
+	return qp->posted;
+}
+
+static bool pending(struct rs_qp *qp, uint32_t n)
+{
+	if ((int32_t)(n - qp->known) <= 0)
+		return false;
+	qp->full = true;
+	kept++;
+	return true;
+}
+
+/* A completion for `qp`. */
+static void notify(struct rs_qp *qp)
+{
+	qp->readable |= qp->armed;
+	qp->armed = false;
 }
 
 /* The next work request of `qp` arrives at its peer. */
@@ -137,12 +172,14 @@ static bool arrive(struct rs_qp *qp)
 	if (!w->message)
 		memcpy(w->to, w->from ? w->from : w->bytes, w->len);
 	qp->arrived++;
+	notify(qp->peer);
 	return true;
 }
 
 static int poll_cq(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 {
 	struct rs_rdma_done d = { 0 };
+	uint32_t before = qp->known;
 	int n = 0;
 
 	for (; n < max && qp->polled != qp->peer->arrived; n++) {
@@ -154,6 +191,7 @@ static int poll_cq(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 					   .len = w->len };
 		fn(arg, &d);
 		qp->polled++;
+		notify(qp->peer);
 	}
 	if (qp->broken && !qp->told) {
 		qp->told = true;
@@ -163,12 +201,23 @@ static int poll_cq(struct rs_qp *qp, int max, rs_rdma_done_fn fn, void *arg)
 	}
 	/* A place is free once its work request was taken, too: the model keeps the bytes there. */
 	qp->known = qp->peer->polled;
-	if (qp->full && qp->posted - qp->known < DEPTH) {
+	if (qp->full && qp->known != before) {
 		qp->full = false;
 		d.kind = RS_RDMA_ROOM;
 		fn(arg, &d);
 	}
 	return n;
+}
+
+static int arm(struct rs_qp *qp)
+{
+	qp->armed = true;
+	return 0;
+}
+
+static void disarm(struct rs_qp *qp)
+{
+	qp->readable = false;
 }
 
 static int nothing(struct rs_qp *qp)
@@ -205,10 +254,12 @@ static const struct rs_rdma_ops ops = {
 	.unmap = unmap,
 	.post_msg = post_msg,
 	.post_write = post_write,
+	.posted = posted,
+	.pending = pending,
 	.settle = nothing,
 	.poll = poll_cq,
-	.disarm = nothing_to,
-	.arm = nothing,
+	.disarm = disarm,
+	.arm = arm,
 	.drop = nothing_to,
 };
 
@@ -235,6 +286,8 @@ static void control(struct end *e)
 			violated("message %u in place of %u", number, e->heard);
 		e->heard++;
 	}
+	if (e->qp.readable)
+		rs_remote_event(e->remote);
 	rs_remote_retry(e->remote, again, e);
 }
 
@@ -242,7 +295,7 @@ static void send_some(struct end *e, uint32_t s)
 {
 	struct rs_chan *c = &e->chan[s];
 	size_t room = e->closed[s] ? 0 : rs_chan_tx_room(c, false);
-	uint32_t n = 1 + pick(pick(4) ? 300 : 200000);
+	uint32_t n = 1 + pick(slow || pick(4) ? 300 : 200000);
 	static uint8_t buf[200000];
 
 	if (n > room)
@@ -291,8 +344,11 @@ static void say(struct end *e)
 static void set_up(void)
 {
 	memset(end, 0, sizeof(end));
+	slow = pick(2);
 	for (int i = 0; i < 2; i++) {
 		end[i].qp.peer = &end[!i].qp;
+		end[i].qp.depth = pick(2) ? SHALLOW : DEPTH;
+		end[i].qp.armed = true;
 		end[i].link.mine[0] = rs_shm_private();
 		end[i].link.nmine = 1;
 		end[i].remote = rs_remote_new(&ops, &end[i].qp, &end[i].link, watch);
@@ -340,7 +396,7 @@ static void step(void)
 		break;
 	case 3:
 	case 4:
-		for (uint32_t n = pick(20); n && arrive(&e->qp); n--)
+		for (uint32_t n = pick(20); n && (!slow || !pick(10)) && arrive(&e->qp); n--)
 			;
 		break;
 	case 5:
@@ -373,6 +429,27 @@ static bool drained(void)
 				return false;
 	}
 	return true;
+}
+
+/* This end goes away to do something else: only its control thread is there for what it has sent. */
+static void leave_alone(struct end *e)
+{
+	struct end *peer = &end[e == &end[0]];
+
+	for (int idle = 0; idle < SETTLED; idle++) {
+		while (arrive(&e->qp) || arrive(&peer->qp))
+			idle = 0;
+		rs_remote_progress(peer->remote);
+		control(peer);
+		for (uint32_t s = 0; s < STREAMS; s++)
+			while (receive_some(peer, s, true))
+				idle = 0;
+		if (e->qp.readable || e->remote->room)
+			control(e);
+	}
+	for (uint32_t s = 0; s < STREAMS; s++)
+		if (!e->closed[s] && e->chan[s].posted != e->chan[s].tail)
+			violated("stream %u: what was kept back is forgotten", s);
 }
 
 /* No more is sent: what was must arrive, and leave room for as much again. */
@@ -439,9 +516,14 @@ int main(int argc, char **argv)
 		set_up();
 		for (int i = 0; i < STEPS; i++)
 			step();
+		leave_alone(&end[pick(2)]);
 		drain();
 		broken_link();
 		tear_down();
+	}
+	if (schedules >= 10 && !kept) {
+		printf("not ok 1 - nothing was ever kept back\n");
+		return 1;
 	}
 	printf("ok 1 - %d schedules of the verbs link\n", schedules);
 	return 0;

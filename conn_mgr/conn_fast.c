@@ -34,7 +34,9 @@ static inline bool fits(struct rs_chan *ch, size_t size, size_t n)
 		used = (size_t)(ch->tail - rs_chan_tx_head(ch));
 	if (ch->tail - ch->tx_start < used) /* the rest is in other rings */
 		used = (size_t)(ch->tail - ch->tx_start);
-	if (rs_chan_tx_limited(ch) && ch->tail - ch->tx_head + n > rs_chan_tx_limit(ch))
+	/* Over RDMA no limit is as low as RS_REMOTE_TELL. */
+	if (rs_chan_tx_limited(ch) && !(ch->remote && used + n <= RS_REMOTE_TELL) &&
+	    ch->tail - ch->tx_head + n > rs_chan_tx_limit(ch))
 		return false;
 	return (ch->remote ? used + n <= size : used <= size / 2) &&
 	       (ch->tail & (size - 1)) + n <= size;

@@ -818,7 +818,7 @@ static inline bool keeps_back(struct rs_remote *r, struct rs_chan *c)
 }
 
 /* Under the lock. False: the rest has to wait for completions. */
-static bool post_all(struct rs_remote *r, struct rs_chan *c)
+static __always_inline bool post_all(struct rs_remote *r, struct rs_chan *c)
 {
 	while (c->posted < c->tail && r->qp) {
 		size_t pos = c->posted % RS_REMOTE_RING;

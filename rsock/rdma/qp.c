@@ -214,7 +214,7 @@ static bool is_full(struct rs_qp *qp)
 	return !has_room(qp);
 }
 
-static inline void count(struct rs_qp *qp, struct ibv_send_wr *wr)
+static __always_inline void count(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	if (++qp->sq_unsignaled == RS_RDMA_SIGNAL_EVERY) {
 		wr->send_flags |= IBV_SEND_SIGNALED;
@@ -253,7 +253,7 @@ static inline void quiet_end(bool *flag, int old)
 }
 
 /* One, or two in a list, for which there is room. */
-static inline int post(struct rs_qp *qp, struct ibv_send_wr *wr)
+static __always_inline int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
 	bool *flag;
@@ -389,7 +389,8 @@ static void breaks(struct rs_qp *qp, enum ibv_wc_status why, rs_rdma_done_fn fn,
 }
 
 /* One that has completed. */
-static inline void take(struct rs_qp *qp, const struct ibv_wc *wc, rs_rdma_done_fn fn, void *arg)
+static __always_inline void take(struct rs_qp *qp, const struct ibv_wc *wc, rs_rdma_done_fn fn,
+				 void *arg)
 {
 	struct rs_rdma_done d = { 0 };
 

@@ -16,6 +16,7 @@
 #ifndef CONN_MGR_CONN_H
 #define CONN_MGR_CONN_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
@@ -124,6 +125,7 @@ struct rs_conn {
 	uint32_t modes, modes_known; /* changes of them; the change + 1 that is known */
 	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none; as of the change + 1: */
 	uint32_t rcv_timeo_known, snd_timeo_known;
+	uint32_t blocks_for_ever; /* as of the change + 1: a receive does */
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
 	struct rs_state *st;
 	struct rs_watch *watches;
@@ -215,19 +217,15 @@ struct rs_conn_found {
 };
 
 /*
- * Sends all of one buffer, or receives some of it (or `all`), when that can be done at once on the fast
- * path and nothing else is to be thought of. False, 0: nothing was done. -EAGAIN: there is nothing yet,
- * and `c` has a reference for the caller, who waits for it with rs_conn_recv().
+ * As send(2) and recv(2) with one buffer, when that can be done on the fast path and nothing else is to be
+ * thought of. Receiving waits if need be. RS_LONG_WAY: nothing was done. Else as below.
  */
-bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n);
-ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, void *buf, size_t n,
-			  bool all);
-/*
- * As recv(2)/send(2) with an iovec. Result or -errno. `fd`: the descriptor that the caller used.
- * `empty`: rs_conn_recv_fast() has just said -EAGAIN of the same buffer.
- */
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-		     bool empty);
+#define RS_LONG_WAY (-ENOTSUP)
+ssize_t rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n);
+ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, int fd, void *buf,
+			  size_t n, int flags);
+/* As recv(2)/send(2) with an iovec. Result or -errno. `fd`: the descriptor that the caller used. */
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
 /* Does not raise SIGPIPE: -EPIPE is for the caller. */
 ssize_t rs_conn_send(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags);
 /*

@@ -27,8 +27,13 @@ void rs_conn_show(struct rs_conn *c);
 
 /* Under the lock: whoever receives has to wait for the ring. */
 bool rs_conn_ring_empty(const struct rs_conn *c);
-/* Under the lock: as rs_conn_recv_fast(); bytes, 0: nothing was done. */
+/* Under the lock: copies out of it what can be copied at once; 0: nothing was. */
 size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all);
+
+/* ---- conn_io.c ---- */
+
+/* With rs_conn_ring_empty(): as rs_conn_recv() with one buffer. Releases the lock. */
+ssize_t rs_conn_recv_empty(struct rs_conn *c, int fd, void *buf, size_t n, int flags);
 
 /* ---- conn_drive.c ---- */
 

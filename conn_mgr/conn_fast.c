@@ -7,7 +7,6 @@
  * cases of conn_io.c would cost it more than the message itself. Whoever finds anything else does
  * nothing, and says so: conn_io.c knows what to do.
  */
-#include <errno.h>
 #include <string.h>
 
 #include "conn_mgr/conn_edge.h"
@@ -64,7 +63,7 @@ static inline void unlock(struct rs_conn *c)
 		rs_conn_end_orphan(c);
 }
 
-bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n)
+ssize_t rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void *buf, size_t n)
 {
 	struct rs_state *st;
 	struct rs_chan *ch;
@@ -72,7 +71,7 @@ bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void
 	size_t size;
 
 	if (!small(buf, n) || !rs_trylock(&c->lock))
-		return false;
+		return RS_LONG_WAY;
 	if (!still_there(found))
 		goto out;
 	st = c->st;
@@ -90,7 +89,7 @@ bool rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const void
 	}
 out:
 	unlock(c);
-	return may;
+	return may ? (ssize_t)n : RS_LONG_WAY;
 }
 
 /* The ring that holds what is to be read next, and all that follows; RS_TIERS: more than one does. */
@@ -164,19 +163,18 @@ size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all)
 	return take_ring(c, buf, n, all);
 }
 
-ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, void *buf, size_t n,
-			  bool all)
+ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, int fd, void *buf,
+			  size_t n, int flags)
 {
-	ssize_t k = 0;
+	size_t k = 0;
 
 	if (!small(buf, n) || !rs_trylock(&c->lock))
-		return 0;
+		return RS_LONG_WAY;
 	if (still_there(found)) {
-		k = (ssize_t)take_ring(c, buf, n, all);
-		if (!k && rs_conn_ring_empty(c) &&
-		    rs_conn_get(c)) /* rs_chan_rx_tail() has polled */
-			k = -EAGAIN;
+		k = take_ring(c, buf, n, flags & MSG_WAITALL);
+		if (!k && rs_conn_ring_empty(c)) /* rs_chan_rx_tail() has polled */
+			return rs_conn_recv_empty(c, fd, buf, n, flags);
 	}
 	unlock(c);
-	return k;
+	return k ? (ssize_t)k : RS_LONG_WAY;
 }

@@ -337,36 +337,6 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	return e < 0 ? e : r;
 }
 
-/*
- * After rs_conn_recv_fast() has found the ring empty: if it still is, which from here on does not change
- * unnoticed, waits, and then receives as that does. 0: the long way.
- */
-static ssize_t recv_empty(struct rs_waiter *w, const struct iovec *iov, int flags)
-{
-	struct rs_conn *c = w->c;
-	bool empty;
-	ssize_t r;
-
-	if (!rs_waiter_blocks(w))
-		return -EAGAIN;
-	rs_lock(&c->lock);
-	empty = rs_conn_ring_empty(c);
-	if (empty)
-		rs_waiter_enter(w, false);
-	rs_conn_unlock(c);
-	if (!empty)
-		return 0;
-	r = rs_wait_rx(w, RS_WAIT_RING);
-	if (r < 0)
-		return r;
-	rs_lock(&c->lock);
-	r = (ssize_t)rs_conn_take_ring(c, iov->iov_base, iov->iov_len, flags & MSG_WAITALL);
-	if (r)
-		rs_waiter_leave(w);
-	rs_conn_unlock(c);
-	return r;
-}
-
 static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
 {
 	size_t want = iov_bytes(iov, n), done = 0;
@@ -429,18 +399,43 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 	}
 }
 
-ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-		     bool empty)
+ssize_t rs_conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
 {
 	struct rs_waiter w;
 	ssize_t r;
 
 	rs_accepted_used(c);
 	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
-	r = empty ? recv_empty(&w, iov, flags) : 0;
-	if (r == 0)
-		r = do_recv(&w, iov, n, flags);
+	r = do_recv(&w, iov, n, flags);
 	rs_waiter_end(&w);
+	return r;
+}
+
+ssize_t rs_conn_recv_empty(struct rs_conn *c, int fd, void *buf, size_t n, int flags)
+{
+	struct rs_waiter w;
+	ssize_t r;
+
+	rs_waiter_init(&w, c, fd, flags, SO_RCVTIMEO);
+	if (!rs_waiter_blocks(&w) || !rs_conn_get(c)) {
+		rs_conn_unlock(c);
+		rs_waiter_end(&w);
+		return -EAGAIN;
+	}
+	rs_waiter_enter(&w, false);
+	rs_conn_unlock(c);
+	r = rs_wait_rx(&w, RS_WAIT_RING);
+	if (r == 0) {
+		rs_lock(&c->lock);
+		r = (ssize_t)rs_conn_take_ring(c, buf, n, flags & MSG_WAITALL);
+		if (r)
+			rs_waiter_leave(&w);
+		rs_conn_unlock(c);
+		if (r == 0)
+			r = do_recv(&w, &(struct iovec){ buf, n }, 1, flags);
+	}
+	rs_waiter_end(&w);
+	rs_conn_put(c);
 	return r;
 }
 

@@ -234,6 +234,11 @@ bool rs_waiter_ask(struct rs_waiter *w)
 	uint32_t modes = __atomic_load_n(&c->modes, __ATOMIC_SEQ_CST);
 	uint64_t timeo;
 
+	if (w->timeo == SO_RCVTIMEO &&
+	    __atomic_load_n(&c->blocks_for_ever, __ATOMIC_ACQUIRE) == modes + 1) {
+		w->blocks = true;
+		return true;
+	}
 	if (__atomic_load_n(&c->modes_known, __ATOMIC_ACQUIRE) != modes + 1) {
 		long fl = rs_sys2(SYS_fcntl, w->fd, F_GETFL);
 
@@ -247,6 +252,8 @@ bool rs_waiter_ask(struct rs_waiter *w)
 		w->timed = true;
 		w->end = rs_now_ns() + timeo;
 	}
+	if (w->blocks && !timeo && w->timeo == SO_RCVTIMEO)
+		__atomic_store_n(&c->blocks_for_ever, modes + 1, __ATOMIC_RELEASE);
 	return w->blocks;
 }
 
@@ -377,7 +384,7 @@ static int leader_poll(struct rs_waiter *w, struct pollfd p[2], int ms)
 /* As sleep_on(), on the queue pair's own channel. */
 static int sleep_leading(struct rs_waiter *w, struct pollfd p[2])
 {
-	int ms = -1, saved = errno, r;
+	int ms = -1, r;
 
 	if (w->timed) {
 		uint64_t now = rs_now_ns();
@@ -387,10 +394,11 @@ static int sleep_leading(struct rs_waiter *w, struct pollfd p[2])
 		ms = (int)((w->end - now + 999999) / 1000000);
 	}
 	r = leader_poll(w, p, ms);
-	errno = saved;
+	if (r > 0)
+		return 0;
 	if (r == -EINTR && !w->timed && !w->partial && rs_signals_agree() == RS_SIGNALS_RESTART)
 		return 0;
-	return r == 0 ? -EAGAIN : r < 0 ? r : 0;
+	return r == 0 ? -EAGAIN : r;
 }
 
 /* Poll() is never restarted after a handler; nor is a call with a time-out, or with some bytes moved. */
@@ -399,42 +407,55 @@ static bool may_lead(const struct rs_waiter *w)
 	return w->timed || w->partial || rs_signals_agree() != RS_SIGNALS_MIXED;
 }
 
-/*
- * Sleeps until `word`, one of the slot's, is woken; `look` says whether that is needed. A queue pair
- * needs to know who sleeps.
- */
+/* A word of the slot says how one sleeps there; others may too. What it is then. */
+static uint32_t say(uint32_t *word, uint32_t how)
+{
+	return __atomic_fetch_or(word, how, __ATOMIC_SEQ_CST) | how;
+}
+
+/* As below. A queue pair needs to know who sleeps. */
+static int sleep_remote(struct rs_waiter *w, struct rs_remote *remote, uint32_t *word,
+			bool (*look)(struct rs_waiter *w))
+{
+	struct pollfd p[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	int saved = errno, r = 0, fds[2];
+
+	if (rs_remote_interrupted(remote))
+		return -EINTR; /* a handler: what it waits for can come only when it has returned */
+	w->leads = rs_remote_rest(remote, may_lead(w), fds);
+	w->rests = true;
+	if (w->leads) {
+		p[0].fd = fds[0];
+		p[1].fd = fds[1];
+		say(word, RS_SLEEP_LEADS);
+		if (!look(w))
+			r = sleep_leading(w, p);
+		/* Our own poll need not wake us. */
+		__atomic_fetch_and(word, ~(uint32_t)RS_SLEEP_LEADS, __ATOMIC_SEQ_CST);
+		rs_remote_led(remote, p[0].revents != 0, p[1].revents != 0);
+	} else {
+		uint32_t val = say(word, RS_SLEEP_FUTEX);
+
+		if (!look(w))
+			r = sleep_on(w, word, val, false);
+		rs_remote_awake(remote);
+	}
+	w->rests = false;
+	w->leads = false;
+	errno = saved; /* the provider may have changed it */
+	return r;
+}
+
+/* Sleeps until `word`, one of the slot's, is woken; `look` says whether that is needed. */
 static int sleep_in_slot(struct rs_waiter *w, uint32_t *word, bool (*look)(struct rs_waiter *w))
 {
 	struct rs_remote *remote = w->c->st->ch.remote;
-	struct pollfd p[2] = { { .events = POLLIN }, { .events = POLLIN } };
-	uint32_t flag = RS_SLEEP_FUTEX, val;
-	int r = 0, fds[2];
+	uint32_t val;
 
-	if (remote && rs_remote_interrupted(remote))
-		return -EINTR; /* a handler: what it waits for can come only when it has returned */
-	if (remote) {
-		w->leads = rs_remote_rest(remote, may_lead(w), fds);
-		w->rests = true;
-	}
-	if (w->leads) {
-		flag = RS_SLEEP_LEADS;
-		p[0].fd = fds[0];
-		p[1].fd = fds[1];
-	}
-	/* Other threads may sleep there too. */
-	val = __atomic_fetch_or(word, flag, __ATOMIC_SEQ_CST) | flag;
-	if (!look(w))
-		r = w->leads ? sleep_leading(w, p) : sleep_on(w, word, val, false);
-	if (w->leads)
-		__atomic_fetch_and(word, ~flag,
-				   __ATOMIC_SEQ_CST); /* our own poll need not wake us */
-	if (w->leads)
-		rs_remote_led(remote, p[0].revents != 0, p[1].revents != 0);
-	else if (remote)
-		rs_remote_awake(remote);
-	w->rests = false;
-	w->leads = false;
-	return r;
+	if (remote)
+		return sleep_remote(w, remote, word, look);
+	val = say(word, RS_SLEEP_FUTEX);
+	return look(w) ? 0 : sleep_on(w, word, val, false);
 }
 
 static bool ring_has(struct rs_conn *c)
@@ -533,22 +554,17 @@ static int wait_tcp(struct rs_waiter *w)
 
 int rs_wait_rx(struct rs_waiter *w, enum rs_wait how)
 {
-	int saved = errno, r;
+	int saved, r;
 
 	if (!rs_waiter_blocks(w))
 		return -EAGAIN;
-	switch (how) {
-	case RS_WAIT_TCP:
-		r = wait_tcp(w);
-		break;
-	case RS_WAIT_RING:
+	if (how == RS_WAIT_RING) {
 		r = wait_ring(w);
-		break;
-	default:
-		r = wait_news(w);
-		break;
+	} else {
+		saved = errno;
+		r = how == RS_WAIT_TCP ? wait_tcp(w) : wait_news(w);
+		errno = saved;
 	}
-	errno = saved;
 	w->news = __atomic_load_n(&w->c->news, __ATOMIC_SEQ_CST);
 	return r;
 }

@@ -75,20 +75,18 @@ static bool odd_address(const struct sockaddr *addr, socklen_t len)
 	return addr && ((uintptr_t)addr < 4096 || len > sizeof(struct sockaddr_storage));
 }
 
-/* NOW_PLAIN: do it in the kernel. `empty`: as rs_conn_recv_fast() has said just now. */
-static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags,
-			 bool empty)
+/* NOW_PLAIN: do it in the kernel. */
+static ssize_t conn_recv(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, int flags)
 {
 	ssize_t r;
 
-	if (!empty)
-		pthread_testcancel();
+	pthread_testcancel();
 	if (flags & (MSG_OOB | MSG_ERRQUEUE)) {
 		/* Neither takes a byte of the stream, and who sends urgent data has left before. */
 		rs_conn_put(c);
 		return NOW_PLAIN;
 	}
-	r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS, empty);
+	r = rs_conn_recv(c, fd, iov, n, flags & RECV_FLAGS);
 	rs_conn_put(c);
 	return r;
 }
@@ -143,15 +141,20 @@ static ssize_t plain_send_later(int fd, const void *buf, size_t n, int flags)
 	return plain_later(fd, (void *)(uintptr_t)buf, n, flags);
 }
 
-/* One buffer, the long way. `empty`: as above, or NULL. */
-static __attribute__((noinline)) ssize_t recv_long(struct rs_conn *empty, int fd, void *buf,
-						   size_t n, int flags, plain_recv_fn plain)
+static ssize_t result_or(plain_recv_fn plain, ssize_t r, int fd, void *buf, size_t n, int flags)
 {
-	struct rs_conn *c = empty || absurd(n) ? empty : rs_file_conn(fd);
-	struct iovec iov = { buf, n };
-	ssize_t r = c ? conn_recv(c, fd, &iov, 1, flags, empty) : NOW_PLAIN;
-
 	return r != NOW_PLAIN ? result(r) : plain(fd, buf, n, flags);
+}
+
+/* One buffer, the long way. */
+static __attribute__((noinline)) ssize_t recv_long(int fd, void *buf, size_t n, int flags,
+						   plain_recv_fn plain)
+{
+	struct rs_conn *c = absurd(n) ? NULL : rs_file_conn(fd);
+	struct iovec iov = { buf, n };
+
+	return result_or(plain, c ? conn_recv(c, fd, &iov, 1, flags) : NOW_PLAIN, fd, buf, n,
+			 flags);
 }
 
 static __attribute__((noinline)) ssize_t send_long(int fd, const void *buf, size_t n, int flags,
@@ -169,17 +172,19 @@ static __attribute__((noinline)) ssize_t recv_one(const uintptr_t *entry, int fd
 						  size_t n, int flags, plain_recv_fn plain)
 {
 	struct rs_conn_found found = found_at(entry);
-	struct rs_conn *c = rs_file_pointer(found.word);
-	ssize_t r = 0;
+	ssize_t r;
 
 	if (may_be_quick(flags, MSG_PEEK | MSG_TRUNC | MSG_OOB | MSG_ERRQUEUE) &&
 	    rs_file_kind(found.word) == RS_KIND_CONN) {
 		pthread_testcancel();
-		r = rs_conn_recv_fast(c, found, buf, n, flags & MSG_WAITALL);
-		if (r > 0)
+		r = rs_conn_recv_fast(rs_file_pointer(found.word), found, fd, buf, n,
+				      flags & RECV_FLAGS);
+		if (r >= 0)
 			return r;
+		if (r != RS_LONG_WAY)
+			return result_or(plain, r, fd, buf, n, flags);
 	}
-	return recv_long(r ? c : NULL, fd, buf, n, flags, plain);
+	return recv_long(fd, buf, n, flags, plain);
 }
 
 static __attribute__((noinline)) ssize_t send_one(const uintptr_t *entry, int fd, const void *buf,
@@ -189,9 +194,12 @@ static __attribute__((noinline)) ssize_t send_one(const uintptr_t *entry, int fd
 
 	if (may_be_quick(flags, MSG_OOB | MSG_ZEROCOPY | MSG_FASTOPEN) &&
 	    rs_file_kind(found.word) == RS_KIND_CONN) {
+		ssize_t r;
+
 		pthread_testcancel();
-		if (rs_conn_send_fast(rs_file_pointer(found.word), found, buf, n))
-			return (ssize_t)n;
+		r = rs_conn_send_fast(rs_file_pointer(found.word), found, buf, n);
+		if (r != RS_LONG_WAY)
+			return r;
 	}
 	return send_long(fd, buf, n, flags, plain);
 }
@@ -245,7 +253,7 @@ static ssize_t recv_some(const uintptr_t *entry, int fd, const struct iovec *iov
 	if (n == 1)
 		return recv_one(entry, fd, iov->iov_base, iov->iov_len, flags, plain_later);
 	c = rs_file_conn(fd);
-	r = c ? conn_recv(c, fd, iov, n, flags, false) : NOW_PLAIN;
+	r = c ? conn_recv(c, fd, iov, n, flags) : NOW_PLAIN;
 	return r != NOW_PLAIN ? result(r) : r;
 }
 
@@ -545,7 +553,7 @@ static ssize_t splice_rest(struct rs_conn *c, int in, int out, size_t n, unsigne
 
 		if (r <= 0)
 			return done ? done : r ? r : -EAGAIN;
-		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT, false);
+		got = rs_conn_recv(c, in, &iov, 1, wait ? 0 : MSG_DONTWAIT);
 		if (got <= 0)
 			return done ? done : got;
 		/* They are taken: another thread that fills the pipe makes us wait. */

@@ -159,7 +159,7 @@ struct rs_rdma_ops {
 	void (*unmap)(struct rs_rdma_mem *m);
 	/* -EAGAIN: the send queue is full, ROOM will come. */
 	int (*post_msg)(struct rs_qp *qp, const void *bytes, size_t len);
-	/* `imm` is delivered to the peer as DATA, unless it is UINT32_MAX. */
+	/* At least one byte. `imm` is delivered to the peer as DATA. */
 	int (*post_write)(struct rs_qp *qp, const void *from, uint32_t len, uint32_t lkey,
 			  uint64_t to, uint32_t rkey, uint32_t imm);
 	/* How many work requests were posted so far, mod 2^32. */

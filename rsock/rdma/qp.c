@@ -118,7 +118,9 @@ int rs_qp_make(struct rs_qp *qp)
 	errno = 0;
 	qp->iwarp = qp->id->verbs->device->transport_type == IBV_TRANSPORT_IWARP;
 	qp->credits.depth = RECV_DEPTH;
-	qp->write = (struct ibv_send_wr){ .sg_list = &qp->write_sge };
+	qp->write = (struct ibv_send_wr){ .sg_list = &qp->write_sge,
+					  .num_sge = 1,
+					  .opcode = IBV_WR_RDMA_WRITE_WITH_IMM };
 	/* Of its own: what a peer may write is the memory of its own link, not that of others. */
 	qp->pd = ibv_alloc_pd(qp->id->verbs);
 	if (!qp->pd)
@@ -252,7 +254,7 @@ static inline void quiet_end(bool *flag, int old)
 		pthread_setcancelstate(old, NULL);
 }
 
-/* One, or two in a list, for which there is room. */
+/* What was counted, and there is room for. */
 static __always_inline int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 {
 	struct ibv_send_wr *bad;
@@ -261,9 +263,6 @@ static __always_inline int post(struct rs_qp *qp, struct ibv_send_wr *wr)
 
 	if (__atomic_load_n(&qp->broken, __ATOMIC_RELAXED))
 		return -EPIPE;
-	count(qp, wr);
-	if (wr->next)
-		count(qp, wr->next);
 	flag = quiet_begin(&old);
 	r = ibv_post_send(qp->id->qp, wr, &bad);
 	quiet_end(flag, old);
@@ -285,6 +284,7 @@ int rs_qp_post_msg(struct rs_qp *qp, const void *bytes, size_t len)
 		return -EAGAIN;
 	/* The buffer's last use is SEND_DEPTH messages ago: complete, or there were no room. */
 	memcpy(buf, bytes, len);
+	count(qp, &wr);
 	r = post(qp, &wr);
 	if (r == 0)
 		qp->sq_msg = (qp->sq_msg + 1) % SEND_DEPTH;
@@ -336,19 +336,22 @@ int rs_qp_settle(struct rs_qp *qp)
 	if (in_queue(qp) >= SEND_DEPTH || !rs_credits_allow(&qp->credits, true))
 		return -EAGAIN;
 	wr = note(qp, bytes, &sge, RS_NOTE_NONE);
+	count(qp, &wr);
 	return post(qp, &wr);
 }
 
 /* A write without immediate data, and the note that carries them. */
-static int post_iwarp(struct rs_qp *qp, struct ibv_send_wr write, uint32_t imm)
+static __attribute__((noinline)) int post_iwarp(struct rs_qp *qp, uint32_t imm)
 {
+	struct ibv_send_wr write = qp->write, behind;
 	uint8_t bytes[RS_NOTE_LEN];
-	struct ibv_send_wr behind;
 	struct ibv_sge sge;
 
 	behind = note(qp, bytes, &sge, imm);
 	write.opcode = IBV_WR_RDMA_WRITE;
 	write.next = &behind;
+	count(qp, &write);
+	count(qp, &behind);
 	return post(qp, &write);
 }
 
@@ -362,15 +365,13 @@ int rs_qp_post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t 
 	/* What never changes is in it (rs_qp_make()). */
 	qp->write_sge = (struct ibv_sge){ (uintptr_t)from, len, lkey };
 	wr->wr_id = 0;
-	wr->next = NULL;
-	wr->num_sge = len != 0;
-	wr->opcode = imm == UINT32_MAX ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM;
 	wr->send_flags = len <= INLINE_MAX ? IBV_SEND_INLINE : 0;
 	wr->imm_data = htonl(imm);
 	wr->wr.rdma.remote_addr = to;
 	wr->wr.rdma.rkey = rkey;
-	if (__builtin_expect(qp->iwarp, 0) && imm != UINT32_MAX)
-		return post_iwarp(qp, *wr, imm);
+	if (__builtin_expect(qp->iwarp, 0))
+		return post_iwarp(qp, imm);
+	count(qp, wr);
 	return post(qp, wr);
 }
 

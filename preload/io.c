@@ -222,12 +222,13 @@ static ssize_t plain_read(int fd, void *buf, size_t n, int flags)
 
 ssize_t rsock_read(int fd, void *buf, size_t n)
 {
-	const uintptr_t *entry;
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 
+	if (entry && n)
+		return recv_one(entry, fd, buf, n, 0, plain_read);
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_read, fd, buf, n));
-	entry = rs_file_conn_entry(fd);
-	return entry && n ? recv_one(entry, fd, buf, n, 0, plain_read) : rs_real.read(fd, buf, n);
+	return rs_real.read(fd, buf, n);
 }
 
 ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
@@ -359,12 +360,13 @@ static ssize_t plain_write(int fd, const void *buf, size_t n, int flags)
 
 ssize_t rsock_write(int fd, const void *buf, size_t n)
 {
-	const uintptr_t *entry;
+	const uintptr_t *entry = rs_file_conn_entry(fd);
 
+	if (entry)
+		return send_one(entry, fd, buf, n, 0, plain_write);
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_write, fd, buf, n));
-	entry = rs_file_conn_entry(fd);
-	return entry ? send_one(entry, fd, buf, n, 0, plain_write) : rs_real.write(fd, buf, n);
+	return rs_real.write(fd, buf, n);
 }
 
 ssize_t rsock_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,

@@ -304,7 +304,7 @@ int rsock_fcntl(int fd, int cmd, unsigned long arg)
 
 int rsock_ioctl(int fd, unsigned long request, void *arg)
 {
-	struct rs_conn *c = rs_own_calls ? NULL : rs_file_conn(fd);
+	struct rs_conn *c = rs_file_conn(fd);
 	long n = -EAGAIN;
 
 	if (!c)

@@ -48,6 +48,7 @@ struct rs_remote *rs_remote_new(const struct rs_rdma_ops *ops, struct rs_qp *qp,
 	r->wake_fd = -1;
 	r->watch = watch;
 	r->armed = true; /* queue pairs begin so (rdma/qp.c) */
+	r->lease_ms = RS_REMOTE_LEASE_MS;
 	r->watched = true;
 	return r;
 }

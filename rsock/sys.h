@@ -101,7 +101,8 @@ uint64_t rs_ticks_per_us(void);
 
 /*
  * Set while a library works on our behalf (rdma.h): then the interposed read() and write() are no
- * cancellation points of this thread. Who sets it puts back what was there, for handlers interrupt.
+ * cancellation points of this thread, but on connections, which only a handler can mean. Who sets it
+ * puts back what was there, for handlers interrupt.
  */
 extern __thread bool rs_own_calls __attribute__((tls_model("initial-exec")));
 

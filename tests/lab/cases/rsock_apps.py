@@ -130,10 +130,6 @@ def case_python_asyncio(lab):
         server.kill()
 
 
-# Under rsock on User-Mode Linux, and only there, parallel workers find their shared memory empty.
-NO_PARALLEL = "-c max_parallel_maintenance_workers=0 -c max_parallel_workers_per_gather=0"
-
-
 @needs(timeout=150, memory="768M")
 def case_postgresql_and_pgbench(lab):
     """A process for each connection, forked by the one that has accepted it."""
@@ -143,8 +139,7 @@ def case_postgresql_and_pgbench(lab):
     run = "runuser -u postgres -- env PATH=%s:$PATH " % bindir
     b.run(run + "initdb -D /tmp/pg/data -A trust --no-sync >/dev/null", check=True, timeout=60)
     b.run("echo 'host all all all trust' >>/tmp/pg/data/pg_hba.conf", check=True)
-    server = b.spawn(run + "%s postgres -D /tmp/pg/data -k /tmp/pg -h '*' -c fsync=off %s"
-                     % (" ".join(RSOCK), NO_PARALLEL))
+    server = b.spawn(run + "%s postgres -D /tmp/pg/data -k /tmp/pg -h '*' -c fsync=off" % " ".join(RSOCK))
     server.wait_listening(5432)
     b.run("for i in $(seq 50); do %s/pg_isready -q -h %s && exit; sleep 0.2; done; exit 1" % (bindir, b.ip),
           check=True, timeout=30)

@@ -8,9 +8,7 @@ from lab import check, needs
 
 PORT = 5432
 DATA = "/tmp/pg/data"
-# Under rsock on User-Mode Linux, and only there, parallel workers find their shared memory empty.
 OPTIONS = ["fsync=off", "listen_addresses=*", "unix_socket_directories=/tmp/pg", "shared_buffers=16MB",
-           "max_parallel_maintenance_workers=0", "max_parallel_workers_per_gather=0",
            "synchronous_commit=on", "wal_keep_size=256MB", "max_wal_senders=8", "hot_standby=on"]
 SUMS = """select (select count(*) from pgbench_history), (select sum(abalance) from pgbench_accounts),
 (select sum(tbalance) from pgbench_tellers), (select sum(bbalance) from pgbench_branches),

@@ -162,8 +162,13 @@ static void send_messages(struct rs_conn *c)
 		/* Once both have said it, the peer's slot and its memory are another stream's. */
 		if (m.type == RS_MSG_GONE)
 			c->st->ch.mute = true;
-		if (m.type == RS_MSG_ENTER_OK)
+		if (m.type == RS_MSG_ENTER_OK) {
+			const int on = 1;
+
 			rs_chan_rx_begin(&c->st->ch, m.offset);
+			/* Nagle's algorithm would keep MARK back until what is before it is acknowledged. */
+			rs_sys5(SYS_setsockopt, c->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+		}
 		rs_link_tell(c, m.type, m.epoch, m.offset);
 	}
 }
@@ -234,6 +239,8 @@ void rs_conn_settle(struct rs_conn *c)
 		}
 		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
 	}
+	if (c->st->sm.tx == RS_TX_FAST)
+		c->st->ch.staging = false;
 	/* Last: the MARK that was just written may be what the bytes had to wait for. */
 	if (c->bound && c->st->ch.remote)
 		settle_remote(c);

@@ -65,6 +65,7 @@ static void try_enter(struct rs_conn *c, uint64_t now)
 		return;
 	}
 	rs_chan_tx_begin(&c->st->ch, c->st->sm.tx_off);
+	c->st->ch.staging = !c->st->ch.remote;
 	c->retry_at = now + ((uint64_t)rs_config.enter_ms << (c->retries < 6 ? c->retries : 6)) * 2;
 	c->retries++;
 	rs_stream_enter(&c->st->sm, now);

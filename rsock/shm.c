@@ -24,6 +24,11 @@ const uint8_t rs_shm_shift[RS_TIERS] = { 16, 20, 23 };
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define MAX_SNDBUF (4u << 20) /* net.ipv4.tcp_wmem's default maximum */
 #define MIN_RCVBUF (64u << 10) /* the window that TCP offers before it has seen anybody read */
+/*
+ * What is staged the peer cannot see. Two programs that write, each blocked until the other has read some,
+ * go on as long as their rings together hold less than one ring and two thirds.
+ */
+#define MAX_STAGED (4u << 20)
 #define SHRINK_AFTER 64 /* times found empty */
 #define GROW_AFTER 16 /* times found full */
 
@@ -357,8 +362,10 @@ uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 	uint64_t max;
 
 	if (!(c->tx_limit | rx))
-		return 0;
+		return c->staging ? MAX_STAGED : 0;
 	max = (c->tx_limit ? c->tx_limit : MAX_SNDBUF) + (uint64_t)(rx ? rx : MIN_RCVBUF);
+	if (c->staging && max > MAX_STAGED)
+		max = MAX_STAGED;
 	/* With less in flight than is told of at a time, nothing would be told, and it would stop. */
 	if (c->remote && max < RS_REMOTE_TELL + RS_REMOTE_CUT)
 		max = RS_REMOTE_TELL + RS_REMOTE_CUT;

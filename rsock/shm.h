@@ -121,6 +121,7 @@ struct rs_chan {
 	uint64_t tx_head; /* the peer's head as last read */
 	uint64_t tx_start; /* offset of the last switch, or of the epoch's begin */
 	uint32_t tx_limit; /* the most the program wants to have under way (SO_SNDBUF); 0: any */
+	bool staging; /* the peer does not read the ring yet */
 	/* over RDMA, else NULL; the rest is under the connection's lock */
 	struct rs_remote *remote;
 	uint32_t id, peer_id; /* our slot number, the peer's */

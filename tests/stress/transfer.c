@@ -3,6 +3,7 @@
  * transfer.c - full-duplex transfers in every way of waiting, both ends in one process
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -293,9 +294,75 @@ static void transfer(const char *name, enum mode client, enum mode server)
 	stress_point(name);
 }
 
+/* ---- by turns ---- */
+
+#define TURN_BYTES ((size_t)24 << 20)
+#define TURN 8192
+
+/*
+ * Sends some, receives some if there is any, and so on, as netcat does. Two of these go on for ever as long
+ * as what has been sent can be seen: whatever one sends then, it has received as much before.
+ */
+static void *by_turns(void *arg)
+{
+	struct pollfd p = { .fd = *(int *)arg, .events = POLLIN };
+	size_t sent = 0, received = 0;
+	uint8_t buf[TURN];
+	ssize_t r = 1;
+
+	memset(buf, 0, sizeof(buf));
+	while (r > 0 && (sent < TURN_BYTES || received < TURN_BYTES)) {
+		if (received < TURN_BYTES && (sent == TURN_BYTES || rsock_poll(&p, 1, 0) > 0)) {
+			r = rsock_recv(p.fd, buf, sizeof(buf), 0);
+			received += r > 0 ? (size_t)r : 0;
+		}
+		if (r > 0 && sent < TURN_BYTES) {
+			r = rsock_send(p.fd, buf, sizeof(buf), 0);
+			sent += r > 0 ? (size_t)r : 0;
+		}
+	}
+	if (r <= 0)
+		stress_fail("%s after %zu sent, %zu received", strerror(errno), sent, received);
+	rsock_close(p.fd);
+	return NULL;
+}
+
+/* On one CPU, so that one runs for long while the other, and all control threads, wait. */
+static void turns(void)
+{
+	uint64_t end = stress_now() + 2 * stress_ms();
+	uint32_t conns = 0;
+	cpu_set_t before, one;
+	uint16_t port;
+	int listener = stress_listen(&port);
+
+	sched_getaffinity(0, sizeof(before), &before);
+	CPU_ZERO(&one);
+	for (size_t i = 0; i < CPU_SETSIZE && !CPU_COUNT(&one); i++)
+		if (CPU_ISSET(i, &before))
+			CPU_SET(i, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	while (stress_now() < end && !stress_failed()) {
+		pthread_t t[2];
+		int fds[2];
+
+		stress_pair(listener, port, fds);
+		for (size_t i = 0; i < 2; i++)
+			t[i] = stress_thread(by_turns, &fds[i]);
+		for (size_t i = 0; i < 2; i++)
+			pthread_join(t[i], NULL);
+		conns++;
+	}
+	sched_setaffinity(0, sizeof(before), &before);
+	rsock_close(listener);
+	stress_note("%u connections", conns);
+	stress_slots();
+	stress_point("both ends block in turn");
+}
+
 int main(void)
 {
-	stress_begin(8, 120);
+	stress_begin(9, 120);
 	transfer("blocking threads on both ends", BLOCK, BLOCK);
 	transfer("poll on both ends", POLL, POLL);
 	transfer("select against blocking threads", SELECT, BLOCK);
@@ -304,5 +371,6 @@ int main(void)
 	transfer("epoll edge on both ends", EDGE, EDGE);
 	transfer("epoll one-shot on both ends", ONESHOT, ONESHOT);
 	transfer("epoll edge against blocking threads", BLOCK, EDGE);
+	turns();
 	return stress_end();
 }

@@ -4,12 +4,13 @@
 
     echo.py server PORT asyncio|threads|fork|prefork|reuseport [WORKERS]
     echo.py client PORT CONNS SECONDS
-    echo.py burst PORT CONNS BYTES
+    echo.py burst PORT CONNS BYTES [PAUSE]
 
 Servers print READY. Every message is 64 bytes; the server answers with its pid, its path for this
 connection (-1: no rsock) and a copy of the message's tail. `client` goes on until all connections are
 fast at both ends, or SECONDS have passed, and prints one line of JSON. `burst` checks the echo of random
-bytes on many connections at once with asyncio (for the asyncio server only).
+bytes on many connections at once with asyncio (for the asyncio server only); PAUSE: each rests for so many
+seconds behind its first bytes.
 """
 import asyncio
 import ctypes
@@ -179,7 +180,7 @@ def client(port, conns, seconds):
     return wrong != 0
 
 
-async def burst_one(port, size, seed):
+async def burst_one(port, size, seed, pause):
     rng = random.Random(seed)
     data = rng.randbytes(size)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -200,6 +201,8 @@ async def burst_one(port, size, seed):
         n = rng.randrange(1, 70000)
         writer.write(data[at:at + n])
         await writer.drain()
+        if not at:
+            await asyncio.sleep(pause)
         at += n
     await task
     writer.write_eof()
@@ -208,8 +211,8 @@ async def burst_one(port, size, seed):
     return not extra and digest.digest() == hashlib.sha256(data).digest()
 
 
-async def burst(port, conns, size):
-    good = await asyncio.gather(*(burst_one(port, size, i) for i in range(conns)))
+async def burst(port, conns, size, pause):
+    good = await asyncio.gather(*(burst_one(port, size, i, pause) for i in range(conns)))
     print(json.dumps({"good": sum(good), "conns": conns}))
     return 0 if all(good) else 1
 
@@ -219,7 +222,8 @@ def main():
     if kind == "server":
         return server(port, sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 4)
     if kind == "burst":
-        return asyncio.run(burst(port, int(sys.argv[3]), int(sys.argv[4])))
+        pause = float(sys.argv[5]) if len(sys.argv) > 5 else 0
+        return asyncio.run(burst(port, int(sys.argv[3]), int(sys.argv[4]), pause))
     return client(port, int(sys.argv[3]), float(sys.argv[4]))
 
 

@@ -4,7 +4,7 @@ import signal
 
 from cell import HOST
 from programs import program
-from programs.web import fetch, nginx_server
+from programs.web import fetch, fetch_late, nginx_server
 
 
 @program("HAProxy", "haproxy", "C; its own loop on epoll; 2 threads",
@@ -51,7 +51,9 @@ def tinyproxy(cell):
     conf = cell.file("conf", "Port %d\nListen %s\nTimeout 20\nAllow %s\nLogFile \"/dev/stdout\"\n"
                      "LogLevel Critical\n" % (port, HOST, HOST))
     cell.server(["tinyproxy", "-d", "-c", conf], port)
-    fetch(cell, behind, more=["--proxy", "http://%s:%d" % (HOST, port)])
+    more = ["--proxy", "http://%s:%d" % (HOST, port)]
+    fetch(cell, behind, keep_alive=False, more=more)
+    fetch_late(cell, more)
 
 
 @program("Squid", "squid", "C++; its own loop on epoll; one process besides helpers",

@@ -54,8 +54,9 @@ netcat("traditional", ["-l", "-q", 2, "-s", HOST, "-p"], ["-q", 2])
          "32 MiB there and back, twice; a program (cat) behind it")
 def socat(cell):
     blob = cell.blob("blob", 32 << 20)
-    for behind in ("PIPE", "EXEC:cat"):
+    # It waits until the pipe takes one page, and must not write more: nobody else empties the pipe.
+    for behind, piece in (("PIPE", 4096), ("EXEC:cat", 8192)):
         port = cell.port()
-        cell.server(["socat", "-t60", "TCP-LISTEN:%d,bind=%s,fork,reuseaddr" % (port, HOST), behind], port)
+        cell.server(["socat", "-t60", "-b%d" % piece, "TCP-LISTEN:%d,bind=%s,fork,reuseaddr" % (port, HOST), behind], port)
         for _ in range(2):
             cell.client(["socat", "-t60", "-", "TCP:%s:%d" % (HOST, port)], stdin=blob, digest=True)

@@ -19,6 +19,31 @@ def fetch(cell, port, keep_alive=True, scheme="http", more=()):
     cell.client(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}"] + list(more) + [url + "none"])
 
 
+LATE = """\
+import http.server, sys, time
+class Late(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(DATA)))
+        self.end_headers()
+        for part in DATA[:1000], DATA[1000:-1000], DATA[-1000:]:
+            self.wfile.write(part)
+            time.sleep(0.3)
+    def log_message(self, *args):
+        pass
+DATA = open(sys.argv[2], 'rb').read()
+http.server.ThreadingHTTPServer(('%s', int(sys.argv[1])), Late).serve_forever()
+""" % HOST
+
+
+def fetch_late(cell, more):
+    """curl: a big file that comes when its connection, which has no other, has had time to move; and
+    the connection lasts until `rsock stat` has been asked again."""
+    port = cell.port()
+    cell.server([PYTHON, "-c", LATE, port, cell.blob("late", 6 << 20)], port, beside=True)
+    cell.client(["curl", "-sS", "-f"] + more + ["http://%s:%d/" % (HOST, port)], digest=True)
+
+
 def content(cell):
     """The folder with what fetch() asks for."""
     cell.blob("www/big", 6 << 20)

@@ -26,7 +26,8 @@
 #define REFUSALS (FAR_SOON + 12)
 #define REDIRECTS 8 /* over RDMA, for one connection */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
-#define BACKLOG_MS 60000 /* and one of a connection that nobody accepts */
+#define BACKLOG_MS 60000 /* and one of a connection that nobody accepts, */
+#define ACCEPTED_MS 10000 /* or that was accepted, but nobody says by whom */
 
 /* ---- for both sides ---- */
 
@@ -146,6 +147,7 @@ static void answer_not_ours(struct rs_link *l, const struct rs_msg *ask)
 			m.reason = RS_REASON_CLOSING;
 	} else if (inode >= 0) {
 		m.code = RS_CLAIM_NOT_YET; /* or accepted this moment */
+		m.reason = inode > 0 ? RS_REASON_NO_ROUTE : 0;
 	}
 	if (m.code != RS_CLAIM_REDIRECT || l->shm.remote)
 		memset(m.name, 0, sizeof(m.name));
@@ -569,6 +571,14 @@ static void unknown_there(struct rs_conn *c, struct rs_link *l, bool listens, ui
 		give_up(c, RS_REASON_NO_ROUTE);
 }
 
+static void give_less_time(struct rs_conn *c, uint64_t end)
+{
+	rs_lock(&c->lock);
+	if (c->window_end > end)
+		c->window_end = end;
+	rs_unlock(&c->lock);
+}
+
 void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 {
 	struct rs_conn *c = claimant(l, m->id);
@@ -603,6 +613,8 @@ void rs_claim_no(struct rs_link *l, const struct rs_msg *m)
 		break;
 	case RS_CLAIM_NOT_YET:
 		c->claim_again = true;
+		if (m->reason)
+			give_less_time(c, now + ACCEPTED_MS);
 		if (c->claim_name[0] || l->shm.remote)
 			backoff(c, now);
 		else

@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
 """A server that gives away each connection that it has accepted, and a client.
 
-    giver.py exec|stdin|passed|forked PORT
+    giver.py exec|stdin|passed|forked|ends PORT
     giver.py client PORT
 
 exec: a child inherits the socket over its exec; stdin: as its standard input and output; passed: another
-process gets it by SCM_RIGHTS; forked: a child goes on with it that was made when it had been used. Each
-gives back what it reads. The client sends a line again and again until its standard input ends.
+process gets it by SCM_RIGHTS; forked: a child goes on with it that was made when it had been used; ends: as
+passed, by a program that inherits the listening socket over its exec, and ends then. Each gives back what it
+reads. The client sends a line again and again until its standard input ends.
 """
 import os
+import signal
 import socket
 import sys
 import time
@@ -46,14 +48,33 @@ def become_echo(how, s):
     os.execv(sys.executable, [sys.executable, "-c", ECHO, "0" if how == "stdin" else str(s.fileno())])
 
 
+def accept_one(listener, channel):
+    s = socket.socket(fileno=listener).accept()[0]
+    socket.send_fds(socket.socket(fileno=channel), [b"x"], [s.fileno()])
+    os.kill(os.getpid(), signal.SIGKILL)  # before anybody can ask
+
+
+def let_accept(listener, channel):
+    """Each connection by a program of its own, which ends when it has passed it on."""
+    for fd in listener, channel:
+        fd.set_inheritable(True)
+    while True:
+        if os.fork() == 0:
+            os.execv(sys.executable, [sys.executable, __file__, "accept", str(listener.fileno()),
+                                      str(channel.fileno())])
+        os.wait()
+
+
 def serve(how, port):
     ours, theirs = socket.socketpair()
-    if how == "passed" and os.fork() == 0:
+    if how in ("passed", "ends") and os.fork() == 0:
         ours.close()
         worker(theirs)
     theirs.close()
     listener = socket.create_server(("127.0.0.1", port))
     print("READY", flush=True)
+    if how == "ends":
+        let_accept(listener, ours)
     while True:
         s = listener.accept()[0]
         if how == "forked":
@@ -89,5 +110,7 @@ def client(port):
 if __name__ == "__main__":
     if sys.argv[1] == "client":
         client(int(sys.argv[2]))
+    elif sys.argv[1] == "accept":
+        accept_one(int(sys.argv[2]), int(sys.argv[3]))
     else:
         serve(sys.argv[1], int(sys.argv[2]))

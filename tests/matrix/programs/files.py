@@ -9,7 +9,7 @@ from programs.web import content
 
 
 @program("OpenSSH", "openssh-server", "C; poll; forks and executes itself for each connection, seccomp",
-         "ssh and scp, 3 MiB each way", tcp=("exec", "forked", "starting"),
+         "ssh and scp, 3 MiB each way", tcp=("call",),
          remark="sshd inherits the socket over its own exec")
 def openssh(cell):
     port = cell.port()
@@ -92,7 +92,7 @@ def rsync(cell):
 
 
 @program("git daemon", "git", "C; poll; forks and executes itself for each connection",
-         "git clone, 3 MiB; git ls-remote", tcp=("exec", "forked", "starting"),
+         "git clone, 3 MiB; git ls-remote", tcp=("call",),
          remark="the service gets the socket as its standard input and output")
 def git(cell):
     port, repo = cell.port(), cell.tmp + "/repo"

@@ -437,6 +437,29 @@ static void writable_after_two_thirds(void **state)
 	assert_true(rs_chan_tx_writable(&a));
 }
 
+/* As long as the peer cannot see it, less is taken. */
+static void staged(void **state)
+{
+	size_t total = 0, n;
+
+	(void)state;
+	begin(7);
+	a.staging = true;
+	while ((n = send_some(BIG, true)) != 0)
+		total += n;
+	assert_int_equal(total, (size_t)4 << 20);
+	assert_false(rs_chan_tx_writable(&a));
+	assert_false(rs_chan_tx_room_now(&a));
+	a.staging = false;
+	assert_true(rs_chan_tx_writable(&a));
+	assert_true(rs_chan_tx_room_now(&a));
+	while ((n = send_some(BIG, true)) != 0)
+		total += n;
+	assert_true(total >= (size_t)8 << 20);
+	while (receive_some(100000))
+		;
+}
+
 static void fin_hint(void **state)
 {
 	uint64_t m;
@@ -782,6 +805,7 @@ int main(void)
 		TEST(fetch_back),
 		TEST(grows_and_shrinks),
 		TEST(writable_after_two_thirds),
+		TEST(staged),
 		TEST(fin_hint),
 		TEST(room_for_a_waiter),
 		TEST(lying_head),

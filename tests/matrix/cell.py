@@ -217,7 +217,7 @@ class Cell:
             # A process that inherits a plain connection has no row for it.
             check(self.rows or (program.tcp and not both), "no connection was seen")
         if both and program.tcp:
-            check(fast * 2 < total, "it is on shared memory, against the table: " + said)
+            check(not fast or fast * 2 < total, "it is on shared memory, against the table: " + said)
             check(reasons & set(program.tcp), "not the reason of the table: " + said)
             return "tcp", reasons & set(program.tcp)
         if both and not program.unreached:

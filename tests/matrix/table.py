@@ -32,8 +32,17 @@ def lines(programs, pairings, results):
             + [cell(results.get((p.name, pairing))) for pairing in pairings] + [remark])
 
 
-def write(path, programs, pairings, results):
+def name(line):
+    return line.split("|")[1].strip()
+
+
+def write(path, programs, ran, pairings, results):
+    """The rows of the programs that `ran` are new; of the others, those that are there are kept."""
     with open(path) as f:
-        head = f.read().split(MARK)[0]
+        head, _, table = f.read().partition(MARK)
+    old = {name(line): line for line in table.splitlines() if line.startswith("| ")}
     with open(path, "w") as f:
-        f.write(head + MARK + "\n" + "\n".join(lines(programs, pairings, results)) + "\n")
+        f.write(head + MARK + "\n")
+        for line in lines(programs, pairings, results):
+            kept = name(line) not in {"program", "---"} | {p.name for p in ran}
+            f.write((old.get(name(line), line) if kept else line) + "\n")

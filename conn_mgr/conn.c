@@ -16,11 +16,14 @@
 #include "rsock/sys.h"
 
 #define POOL 64u /* that many at a time */
+#define CHUNKS 4096u
 
 static struct rs_lock pool_lock;
 static struct rs_conn *pool;
 static struct rs_state *states; /* that were never used, */
 static size_t nstates; /* and how many */
+static struct rs_state *chunk[CHUNKS]; /* of states, as they were mapped */
+static size_t nchunks, ninherited; /* of which so many came with a fork */
 struct rs_state rs_state_none, rs_state_dead = { .sm.dead = true };
 
 /* ---- life ---- */
@@ -36,11 +39,30 @@ static void *map(size_t size, int how)
 /* Under pool_lock. */
 static struct rs_state *new_state(void)
 {
-	if (!nstates) {
+	if (!nstates && nchunks < CHUNKS) {
 		states = map(POOL * sizeof(*states), MAP_SHARED);
 		nstates = states ? POOL : 0;
+		if (states)
+			chunk[nchunks++] = states;
 	}
 	return nstates ? &states[--nstates] : NULL;
+}
+
+void rs_states_new_chunk(void)
+{
+	rs_lock(&pool_lock);
+	nstates = 0;
+	rs_unlock(&pool_lock);
+}
+
+void rs_states_unmap_inherited(void)
+{
+	rs_lock(&pool_lock);
+	for (size_t i = 0; i < ninherited; i++) {
+		rs_sys2(SYS_munmap, chunk[i], POOL * sizeof(*chunk[i]));
+		chunk[i] = NULL;
+	}
+	rs_unlock(&pool_lock);
 }
 
 struct rs_state *rs_state_new(void)
@@ -135,6 +157,7 @@ void rs_conns_forget(void)
 	/* A thread that the child does not have may have been about to find that one of these is gone. */
 	pool = NULL;
 	nstates = 0; /* the parent's */
+	ninherited = nchunks;
 }
 
 bool rs_conn_get(struct rs_conn *c)

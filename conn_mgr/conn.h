@@ -79,6 +79,7 @@ struct rs_state {
 	uint32_t
 		ends; /* grows by 2 when a connection becomes plain, is reset or ends; a futex word */
 	uint32_t reset_at; /* `ends` after the last reset */
+	uint64_t owed; /* as rs_conn's, of the one that ended last */
 	uint32_t asked; /* `ends` + 1: another process wants it to leave, */
 	uint32_t stuck_at; /* `ends` + 1: and only the owner can read what is in the ring */
 	uint32_t given_at; /* `ends` + 1: the owner has done with it */
@@ -201,6 +202,10 @@ void rs_conns_forget(void);
  */
 struct rs_state *rs_state_new(void);
 struct rs_state *rs_state_fresh(void);
+/* After a fork: the child is to have nothing of connections that are made from now on. */
+void rs_states_new_chunk(void);
+/* In the child, when it has need of none: those of the parent. */
+void rs_states_unmap_inherited(void);
 /* A reference, unless the connection is gone. */
 bool rs_conn_get(struct rs_conn *c);
 void rs_conn_put(struct rs_conn *c);

@@ -138,7 +138,7 @@ bool rs_conn_close(struct rs_conn *c, int fd)
 	if (c->server)
 		rs_accepted_drop(c);
 	if (rs_owner_dead(c))
-		rs_owner_claim(c);
+		rs_owner_adopt(c);
 	rs_lock(&c->lock);
 	rs_accepted_unshare(c);
 	if (c->foreign) {
@@ -340,7 +340,7 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 	} else if (!c->plain && !c->reset) {
 		start_leaving(c, why, consumed);
 	}
-	if (c->rest && rs_rest_bytes(c->rest))
+	if (c->rest && rs_rest_bytes(c->rest, c->kept_ends))
 		r = -EINPROGRESS;
 	while (!c->plain && !c->reset && !c->closed) {
 		uint32_t news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);

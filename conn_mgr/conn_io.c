@@ -182,7 +182,7 @@ again:
 	}
 	case RS_RXP_RING:
 		if (rs_rest_declared(c->st) && want) {
-			ssize_t r = rs_rest_recv(c->st, iov, n, done, flags);
+			ssize_t r = rs_rest_recv(c->st, c->st->ends, iov, n, done, flags);
 
 			rs_rx_ring(&c->st->sm, 0);
 			if (r != 0)
@@ -356,7 +356,9 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			int fd = c->orphan ? c->fd : w->fd;
 			bool orphan = c->orphan;
 
-			r = c->rest && want && !done ? rs_rest_recv(c->rest, iov, n, 0, flags) : 0;
+			r = c->rest && want && !done
+				    ? rs_rest_recv(c->rest, c->kept_ends, iov, n, 0, flags)
+				    : 0;
 			if (r == 0 && want)
 				__atomic_store_n(&c->rest, NULL, __ATOMIC_RELAXED);
 			rs_conn_unlock(c);

@@ -160,7 +160,7 @@ long rs_conn_readable(struct rs_conn *c)
 			r = 0;
 		}
 	} else if (c->rest) {
-		r = (long)rs_rest_bytes(c->rest);
+		r = (long)rs_rest_bytes(c->rest, c->kept_ends);
 	}
 	rs_conn_unlock(c);
 	return r;

@@ -40,7 +40,8 @@ static struct rs_lock lock; /* `child` */
 static struct child child[CHILDREN];
 static uint32_t children;
 static int ask = -1, pid = -1; /* our own */
-static int pipe_end = -1; /* the child's, around the fork */
+static int pipe_end = -1; /* the child's, around the fork, */
+static int held_end[ANCESTORS]; /* and in the child: of each of */
 static struct rs_owner owner[ANCESTORS];
 static uint32_t owners;
 static uint32_t yielding;
@@ -57,9 +58,15 @@ static bool has_ended(int pipe)
 	return rs_sys5(SYS_ppoll, &p, 1, &now, NULL, 8) == 1 && p.revents & (POLLHUP | POLLERR);
 }
 
-/* Under the lock. */
+/* Under the lock. Many connections may ask at the same time, at exit for example. */
 static void forget_ended(void)
 {
+	static uint64_t looked;
+	uint64_t now = rs_now_ms();
+
+	if (now == looked)
+		return;
+	looked = now;
 	for (uint32_t i = 0; i < children;) {
 		if (!has_ended(child[i].pipe)) {
 			i++;
@@ -118,7 +125,7 @@ bool rs_owner_prepare(uint32_t fork)
 	int ends[2];
 	bool room;
 
-	if (rs_lock_mine(&lock))
+	if (rs_lock_mine(&lock) || pipe_end >= 0)
 		return false; /* a handler that interrupted us */
 	rs_lock(&lock);
 	forget_ended();
@@ -175,8 +182,10 @@ void rs_owner_forked(bool is_child, bool prepared)
 		if (pipe_end >= 0)
 			rs_fd_close(pipe_end);
 		pipe_end = -1;
-		if (prepared)
+		if (prepared) {
 			rs_links_disinherit();
+			rs_states_new_chunk();
+		}
 		return;
 	}
 	lock.word = 0;
@@ -185,21 +194,28 @@ void rs_owner_forked(bool is_child, bool prepared)
 	children = 0;
 	yielding = 0;
 	foreign = 0;
-	pipe_end = -1; /* it stays open: that is what it is for */
 	if (prepared) {
+		held_end[owners] = pipe_end; /* open until we have nothing of the owner's */
 		owner[owners++] = (struct rs_owner){ ask, pid };
 	} else {
+		if (pipe_end >= 0)
+			rs_fd_close(pipe_end);
 		if (ask >= 0)
 			rs_fd_close(ask);
 		if (pid >= 0)
 			rs_fd_close(pid);
 	}
+	pipe_end = -1;
 	ask = -1;
 	pid = -1;
 }
 
 void rs_owner_disown(struct rs_conn *c)
 {
+	if (c->rest) {
+		foreign++; /* its ring must stay, whatever becomes of the others */
+		return;
+	}
 	if (c->disowned == c->kept)
 		return; /* another descriptor of it */
 	c->disowned = c->kept;
@@ -218,6 +234,8 @@ bool rs_owner_shared(struct rs_conn *c)
 {
 	bool shared = false;
 
+	if (c->theirs && !c->foreign)
+		return true; /* a dead owner's: others that it had forked may have it */
 	if (!c->kept_first)
 		return false;
 	if (rs_lock_mine(&lock))
@@ -280,11 +298,18 @@ uint32_t rs_owner_yielding(uint32_t wait_ms)
 	}
 }
 
-static void tell(struct rs_state *st, bool reset)
+static void tell(struct rs_state *st, const struct rs_conn *c, bool reset)
 {
+	bool rest = rs_rest_declared(st);
+
+	if (rest)
+		rs_rest_lock(st); /* nobody is in there when it belongs to another connection */
 	if (reset)
 		__atomic_store_n(&st->reset_at, st->ends + 2, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&st->owed, c->owed, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&st->ends, st->ends + 2, __ATOMIC_SEQ_CST);
+	if (rest)
+		rs_rest_unlock(st);
 	if (__atomic_exchange_n(&st->asked, 0, __ATOMIC_SEQ_CST))
 		rs_futex_wake(&st->ends, INT_MAX, false);
 }
@@ -294,10 +319,10 @@ void rs_owner_ended(struct rs_conn *c, bool reset)
 	if (c->ended)
 		return;
 	c->ended = true;
-	tell(c->st, reset);
+	tell(c->st, c, reset);
 	/* Which was a dead process's. */
 	if (c->theirs)
-		tell(c->theirs, reset);
+		tell(c->theirs, c, reset);
 	c->theirs = NULL;
 }
 
@@ -328,8 +353,16 @@ static void not_foreign(struct rs_conn *c)
 	c->theirs = NULL;
 	c->ended = true;
 	__atomic_store_n(&c->foreign, false, __ATOMIC_SEQ_CST);
-	if (__atomic_sub_fetch(&foreign, 1, __ATOMIC_SEQ_CST) == 0)
-		rs_links_unmap_inherited();
+	if (__atomic_sub_fetch(&foreign, 1, __ATOMIC_SEQ_CST) != 0)
+		return;
+	rs_links_unmap_inherited();
+	rs_states_unmap_inherited();
+	while (owners) {
+		owners--;
+		rs_fd_close(owner[owners].ask);
+		rs_fd_close(owner[owners].pid);
+		rs_fd_close(held_end[owners]);
+	}
 }
 
 void rs_owner_let_go(struct rs_conn *c)
@@ -349,6 +382,11 @@ static void accept_end(struct rs_conn *c)
 		c->err = ECONNRESET;
 		c->st = &rs_state_dead;
 	} else {
+		uint64_t owed = __atomic_load_n(&c->theirs->owed, __ATOMIC_SEQ_CST);
+
+		/* Else the state is another connection's by now, and this one was at its end. */
+		if (__atomic_load_n(&c->theirs->ends, __ATOMIC_SEQ_CST) == c->kept_ends + 2)
+			c->owed = owed;
 		__atomic_store_n(&c->plain, true, __ATOMIC_SEQ_CST);
 	}
 	not_foreign(c);
@@ -381,7 +419,7 @@ static void give_up_all(struct rs_conn *c)
 	const struct sockaddr none = { .sa_family = AF_UNSPEC };
 
 	rs_sys3(SYS_connect, c->fd, &none, sizeof(none)); /* RST */
-	tell(c->theirs, true);
+	tell(c->theirs, c, true);
 	give_up(c);
 }
 
@@ -447,7 +485,7 @@ static bool is_left(const struct rs_conn *c)
 
 	if (__atomic_load_n(&st->given_at, __ATOMIC_SEQ_CST) == c->kept_ends + 1)
 		return true;
-	return is_dead(c->owner) && !(lingers && rs_sys2(SYS_kill, lingers, 0) == 0);
+	return is_dead(c->owner) && !(lingers && rs_sys2(SYS_kill, lingers, 0) != -ESRCH);
 }
 
 /* Under the lock: one step. True: it is foreign no more. `late`: no more waiting for another process. */
@@ -476,6 +514,14 @@ static bool step(struct rs_conn *c, bool blocks, bool late)
 
 void rs_owner_claim(struct rs_conn *c)
 {
+	rs_owner_adopt(c);
+	/* Ours to lead back to TCP, now. */
+	if (c->bound && c->left)
+		rs_conn_leave(c, RS_REASON_FORKED, true, CLAIM_MS);
+}
+
+void rs_owner_adopt(struct rs_conn *c)
+{
 	uint64_t end = rs_now_ms() + CLAIM_MS;
 	const struct timespec ts = { 0, ASK_MS * 1000000 };
 	struct rs_state *theirs;
@@ -497,7 +543,4 @@ void rs_owner_claim(struct rs_conn *c)
 			break;
 		rs_futex_wait(&theirs->ends, ends, &ts, false);
 	}
-	/* Ours to lead back to TCP, now. */
-	if (c->bound && c->left)
-		rs_conn_leave(c, RS_REASON_FORKED, true, CLAIM_MS);
 }

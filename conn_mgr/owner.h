@@ -66,6 +66,8 @@ void rs_owner_ended(struct rs_conn *c, bool reset);
  * answer. Waits for as long as the descriptor may block, else 10 s at most.
  */
 void rs_owner_claim(struct rs_conn *c);
+/* The same, but one that has fallen to us, for its owner is dead, has only begun to leave. */
+void rs_owner_adopt(struct rs_conn *c);
 /* Under its lock: `c` is closed here, its owner goes on with it. */
 void rs_owner_let_go(struct rs_conn *c);
 /*

@@ -34,7 +34,7 @@ bool rs_rest_declare(struct rs_conn *c)
 	return true;
 }
 
-static void lock(struct rs_state *st)
+void rs_rest_lock(struct rs_state *st)
 {
 	uint64_t since = rs_now_ms();
 	uint32_t holder = 0;
@@ -51,27 +51,42 @@ static void lock(struct rs_state *st)
 	}
 }
 
-static void unlock(struct rs_state *st)
+void rs_rest_unlock(struct rs_state *st)
 {
 	__atomic_store_n(&st->rest_lock, 0, __ATOMIC_RELEASE);
 }
 
-size_t rs_rest_bytes(const struct rs_state *st)
+/* Under the lock: not over, with its state another connection's. */
+static bool is_there(const struct rs_state *st, uint32_t ends)
 {
-	uint64_t end, off = __atomic_load_n(&st->sm.rx_off, __ATOMIC_RELAXED);
-	bool reset;
-
-	return ends_at(&st->sm, &end, &reset) && end > off ? (size_t)(end - off) : 0;
+	return __atomic_load_n(&st->ends, __ATOMIC_SEQ_CST) == ends && rs_rest_declared(st);
 }
 
-ssize_t rs_rest_recv(struct rs_state *st, const struct iovec *iov, size_t n, size_t done, int flags)
+size_t rs_rest_bytes(struct rs_state *st, uint32_t ends)
+{
+	uint64_t end, left = 0;
+	bool reset;
+
+	rs_rest_lock(st);
+	if (is_there(st, ends) && ends_at(&st->sm, &end, &reset) && end > st->sm.rx_off)
+		left = end - st->sm.rx_off;
+	rs_rest_unlock(st);
+	return (size_t)left;
+}
+
+ssize_t rs_rest_recv(struct rs_state *st, uint32_t ends, const struct iovec *iov, size_t n,
+		     size_t done, int flags)
 {
 	struct rs_chan ch;
 	uint64_t end, at;
 	bool reset = false;
 	ssize_t got;
 
-	lock(st);
+	rs_rest_lock(st);
+	if (!is_there(st, ends)) {
+		rs_rest_unlock(st);
+		return 0;
+	}
 	ch = st->ch;
 	at = st->sm.rx_off;
 	if (!ends_at(&st->sm, &end, &reset))
@@ -88,11 +103,11 @@ ssize_t rs_rest_recv(struct rs_state *st, const struct iovec *iov, size_t n, siz
 		at += k;
 	}
 	got = (ssize_t)(at - st->sm.rx_off);
-	if (!(flags & MSG_PEEK)) {
+	if (got && !(flags & MSG_PEEK)) {
 		__atomic_store_n(&st->sm.rx_off, at, __ATOMIC_RELAXED);
 		/* The peer, should it look whether all was read. It waits for nothing. */
 		__atomic_store_n(&ch.mine->head, at, __ATOMIC_SEQ_CST);
 	}
-	unlock(st);
+	rs_rest_unlock(st);
 	return ch.rx_bad || (!got && reset) ? -ECONNRESET : got;
 }

@@ -19,13 +19,16 @@ static inline bool rs_rest_declared(const struct rs_state *st)
 {
 	return __atomic_load_n(&st->rest_at, __ATOMIC_ACQUIRE) == st->ends + 1;
 }
-/* How much is left. */
-size_t rs_rest_bytes(const struct rs_state *st);
+/* Around what ends it. */
+void rs_rest_lock(struct rs_state *st);
+void rs_rest_unlock(struct rs_state *st);
+/* How much is left of it. `ends`: st->ends of the connection that it is a rest of. */
+size_t rs_rest_bytes(struct rs_state *st, uint32_t ends);
 /*
  * Some bytes of it, behind `done` bytes of `iov`; 0: nothing is left, the kernel knows what comes now;
  * -ECONNRESET: that comes now.
  */
-ssize_t rs_rest_recv(struct rs_state *st, const struct iovec *iov, size_t n, size_t done,
-		     int flags);
+ssize_t rs_rest_recv(struct rs_state *st, uint32_t ends, const struct iovec *iov, size_t n,
+		     size_t done, int flags);
 
 #endif

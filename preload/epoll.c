@@ -52,6 +52,27 @@ bool rs_epoll_get(struct rs_epoll *ep)
 	return false;
 }
 
+/*
+ * A set that came by a fork: the parent's streams go back to the kernel's set, which is ours too. We do
+ * it again, for the parent may have ended, or closed the set.
+ */
+static void claim_set(struct rs_epoll *ep, int epfd)
+{
+	struct rs_item *it = __atomic_exchange_n(&ep->inherited, NULL, __ATOMIC_SEQ_CST);
+
+	if (it)
+		rs_process_claim_watched();
+	for (; it; it = it->hash_next) {
+		struct epoll_event ev = { .events = it->events, .data = it->data };
+
+		if (it->disarmed)
+			ev.events &= (uint32_t)RS_ONESHOT_PRIVATE;
+		if (rs_file(it->fd) == ((uintptr_t)it->c | RS_KIND_CONN) &&
+		    rs_sys4(SYS_epoll_ctl, epfd, EPOLL_CTL_ADD, it->fd, &ev) == 0)
+			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+	}
+}
+
 struct rs_epoll *rs_epoll_of(int epfd)
 {
 	for (;;) {
@@ -62,11 +83,8 @@ struct rs_epoll *rs_epoll_of(int epfd)
 			return NULL;
 		if (rs_epoll_get(ep)) {
 			if (rs_file(epfd) == word) {
-				/* The parent's streams go back to the kernel's set, which is ours too. */
-				if (__builtin_expect(RS_GET(ep->inherited), 0)) {
-					rs_process_claim_watched();
-					RS_SET(ep->inherited, false);
-				}
+				if (__builtin_expect(RS_GET(ep->inherited) != NULL, 0))
+					claim_set(ep, epfd);
 				return ep;
 			}
 			rs_epoll_put(ep);
@@ -145,7 +163,14 @@ static void forget_one(int fd, uintptr_t word, void *arg)
 	ep->bell = 0;
 	ep->sleepers = 0;
 	ep->forked = true;
-	ep->inherited |= ep->items != 0;
+	for (uint32_t b = 0; b < RS_EPOLL_BUCKETS; b++)
+		for (struct rs_item *it = ep->hash[b], *next; it; it = next) {
+			next = it->hash_next;
+			if (!it->in_kernel) {
+				it->hash_next = ep->inherited;
+				ep->inherited = it;
+			}
+		}
 	/* The kernel's set is shared with the parent; our view of its streams is the parent's. */
 	memset(ep->hash, 0, sizeof(ep->hash));
 	ep->items = 0;

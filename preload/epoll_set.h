@@ -57,7 +57,8 @@ struct rs_epoll {
 	bool own_fd; /* the program has none any more, and this is ours */
 	bool stale; /* a handler that interrupted who has the lock closed connections */
 	bool forked; /* `refs` counts threads of the parent too */
-	bool inherited; /* came by a fork with items that only the parent's mirror knows */
+	struct rs_item
+		*inherited; /* it came by a fork with these, which only the parent's mirror had */
 	struct rs_inner *inner;
 	struct rs_item *hash[RS_EPOLL_BUCKETS];
 	struct rs_item *ready, **ready_tail;

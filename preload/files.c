@@ -60,7 +60,8 @@ struct rs_conn *rs_file_conn_slow(int fd, uintptr_t word)
 		    !__atomic_load_n(&c->rest, __ATOMIC_RELAXED))
 			return NULL;
 		if (rs_conn_get(c)) {
-			bool claimed = c->foreign;
+			/* Not for a handler that interrupted our own call, which finds it locked. */
+			bool claimed = c->foreign && !rs_lock_mine(&c->lock);
 
 			if (claimed)
 				rs_owner_claim(c);

@@ -303,7 +303,7 @@ EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_acti
 	if (fa)
 		rs_process_before_spawn();
 	else
-		rs_process_before_exec();
+		rs_process_before_start();
 	return rs_real.posix_spawn(pid, path, fa, at, argv, envp);
 }
 
@@ -313,19 +313,19 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
 	if (fa)
 		rs_process_before_spawn();
 	else
-		rs_process_before_exec();
+		rs_process_before_start();
 	return rs_real.posix_spawnp(pid, file, fa, at, argv, envp);
 }
 
 EXPORT int system(const char *command)
 {
-	rs_process_before_exec();
+	rs_process_before_start();
 	return rs_real.system(command);
 }
 
 EXPORT FILE *popen(const char *command, const char *mode)
 {
-	rs_process_before_exec();
+	rs_process_before_start();
 	return rs_real.popen(command, mode);
 }
 
@@ -337,7 +337,7 @@ EXPORT FILE *_IO_popen(const char *command, const char *mode)
 EXPORT int wordexp(const char *words, wordexp_t *result, int flags)
 {
 	if (strstr(words, "$(") || strchr(words, '`')) /* a shell does it */
-		rs_process_before_exec();
+		rs_process_before_start();
 	return rs_real.wordexp(words, result, flags);
 }
 

@@ -40,7 +40,8 @@ static uint32_t forks; /* calls of fork() */
 static struct rs_lock fork_lock; /* one at a time */
 static __thread uint32_t forking
 	__attribute__((tls_model("initial-exec"))); /* its number; 0: none */
-static bool keeps; /* the fork that is going on leaves streams with us */
+static bool keeps; /* the fork that is going on leaves streams with us, or with whose they are */
+static bool prepared; /* with us */
 
 /* With a reference; NULL: nothing that has to leave. */
 static struct rs_conn *not_plain(uintptr_t word)
@@ -93,19 +94,26 @@ static void finish_leaving(int fd, uintptr_t word, void *arg)
 	rs_conn_put(c);
 }
 
+struct linked {
+	bool ours, others;
+};
+
 static void find_linked(int fd, uintptr_t word, void *arg)
 {
 	struct rs_conn *c = rs_file_pointer(word);
+	struct linked *l = arg;
 
 	(void)fd;
-	if (rs_file_kind(word) == RS_KIND_CONN && !__atomic_load_n(&c->plain, __ATOMIC_RELAXED))
-		*(bool *)arg |= c->foreign || __atomic_load_n(&c->bound, __ATOMIC_RELAXED);
+	if (rs_file_kind(word) != RS_KIND_CONN)
+		return;
+	l->others |= c->foreign;
+	l->ours |= !__atomic_load_n(&c->plain, __ATOMIC_RELAXED) &&
+		   __atomic_load_n(&c->bound, __ATOMIC_RELAXED);
 }
 
 static void before_fork(void)
 {
-	bool linked = false;
-
+	struct linked linked = { 0 };
 	enum rs_reason why = RS_REASON_FORKED;
 	uint64_t end = rs_now_ms() + LEAVE_MS;
 
@@ -115,7 +123,8 @@ static void before_fork(void)
 		rs_lock(&fork_lock);
 	forking = __atomic_add_fetch(&forks, 1, __ATOMIC_RELAXED);
 	rs_files_each(0, UINT32_MAX, find_linked, &linked);
-	keeps = linked && rs_owner_prepare(forking);
+	prepared = linked.ours && rs_owner_prepare(forking);
+	keeps = prepared || (linked.others && !linked.ours);
 	if (!keeps)
 		rs_files_each(0, UINT32_MAX, hand_over, NULL);
 	/* All at once first: the peers answer in parallel. */
@@ -126,7 +135,7 @@ static void before_fork(void)
 static void after_fork_parent(void)
 {
 	if (forking) {
-		rs_owner_forked(false, keeps);
+		rs_owner_forked(false, prepared);
 		rs_unlock(&fork_lock);
 	}
 	forking = 0;
@@ -165,7 +174,9 @@ static void disown(int fd, uintptr_t word, void *arg)
 	if (!forking || c->shared != forking)
 		c->holders = NULL; /* we were not counted */
 	c->bound = false;
-	if (forking && keeps && c->kept == forking) {
+	if (c->rest)
+		rs_owner_disown(c);
+	if (forking && keeps && c->kept == forking && !c->plain) {
 		rs_owner_disown(c);
 		c->st = &rs_state_none;
 		return;
@@ -210,7 +221,7 @@ static void after_fork_child(void)
 	rs_conns_forget();
 	rs_rows_forget();
 	rs_control_forget();
-	rs_links_forget(forking && keeps);
+	rs_links_forget(forking && prepared);
 	rs_accepted_forget();
 	rs_rdma_forget();
 	rs_elsewhere_forget();
@@ -218,7 +229,7 @@ static void after_fork_child(void)
 	rs_proof_forget();
 	rs_epoll_forget();
 	rs_bell_forget();
-	rs_owner_forked(true, forking && keeps);
+	rs_owner_forked(true, forking && prepared);
 	rs_files_each(0, UINT32_MAX, disown, NULL);
 	pthread_setspecific(first_thread, &first_thread); /* it is the one that has forked */
 	forking = 0;
@@ -237,7 +248,10 @@ static void claim_if(int fd, uintptr_t word, void *arg)
 	(void)fd;
 	if (!c || !c->foreign || !(*which)(c) || !rs_conn_get(c))
 		return;
-	rs_owner_claim(c);
+	if (*which == rs_owner_dead)
+		rs_owner_adopt(c);
+	else
+		rs_owner_claim(c);
 	rs_conn_put(c);
 }
 
@@ -248,13 +262,29 @@ void rs_process_claim_watched(void)
 	rs_files_each(0, UINT32_MAX, claim_if, &which);
 }
 
-/* Those that nobody but us can bring to an end in order. */
+static void finish_adopted(int fd, uintptr_t word, void *arg)
+{
+	uint64_t end = *(uint64_t *)arg, now = rs_now_ms();
+	struct rs_conn *c = not_plain(word);
+
+	(void)fd;
+	if (!c)
+		return;
+	if (c->bound && c->left)
+		rs_conn_leave(c, RS_REASON_FORKED, true, end > now ? (uint32_t)(end - now) : 0);
+	rs_conn_put(c);
+}
+
+/* Those that nobody but us can bring to an end in order: all begin at once. */
 static void claim_orphans(void)
 {
 	bool (*which)(const struct rs_conn *) = rs_owner_dead;
+	uint64_t end = rs_now_ms() + LAST_WORDS_MS;
 
-	if (rs_owner_dead(NULL))
-		rs_files_each(0, UINT32_MAX, claim_if, &which);
+	if (!rs_owner_dead(NULL))
+		return;
+	rs_files_each(0, UINT32_MAX, claim_if, &which);
+	rs_files_each(0, UINT32_MAX, finish_adopted, &end);
 }
 
 void rs_process_forked(void)
@@ -338,6 +368,7 @@ static bool is_shared(struct rs_conn *c)
 struct inherit {
 	uint64_t end; /* ms */
 	bool wait;
+	bool becomes; /* this process ends with it */
 };
 
 static void leave_if_inherited(int fd, uintptr_t word, void *arg)
@@ -352,7 +383,7 @@ static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 		return;
 	fl = rs_sys2(SYS_fcntl, fd, F_GETFD);
 	c = rs_file_pointer(word);
-	if (fl < 0 || (fl & FD_CLOEXEC && !is_shared(c)) || !rs_conn_get(c))
+	if (fl < 0 || (fl & FD_CLOEXEC && !(in->becomes && is_shared(c))) || !rs_conn_get(c))
 		return;
 	r = rs_conn_leave(c, RS_REASON_EXEC, true,
 			  in->wait && in->end > now ? (uint32_t)(in->end - now) : 0);
@@ -362,12 +393,13 @@ static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 	rs_conn_put(c);
 }
 
-void rs_process_before_exec(void)
+/* `becomes`: it takes the place of this process. */
+static void start_program(bool becomes)
 {
-	struct inherit in = { .end = rs_now_ms() + EXEC_MS };
+	struct inherit in = { .end = rs_now_ms() + EXEC_MS, .becomes = becomes };
 	bool stays_open = true;
 
-	if (!rs_files_foreign())
+	if (becomes)
 		claim_orphans();
 	if (forks && !rs_files_foreign())
 		rs_files_each(0, UINT32_MAX, leave_shared, &stays_open);
@@ -375,8 +407,18 @@ void rs_process_before_exec(void)
 	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
 	in.wait = true;
 	rs_files_each(0, UINT32_MAX, leave_if_inherited, &in);
-	if (!rs_files_foreign())
+	if (becomes)
 		rs_owner_yielding(EXEC_MS);
+}
+
+void rs_process_before_start(void)
+{
+	start_program(false);
+}
+
+void rs_process_before_exec(void)
+{
+	start_program(!rs_files_foreign());
 }
 
 void rs_process_before_spawn(void)

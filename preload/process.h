@@ -23,8 +23,10 @@ void rs_process_before_fork(void);
 void rs_process_after_fork(bool child);
 /* Those of a set that came by a fork are about to be waited for: they become plain. */
 void rs_process_claim_watched(void);
-/* Before exec or spawn: streams that the new program would inherit become plain. */
+/* Before exec: streams that the new program would inherit become plain, and those that others have too. */
 void rs_process_before_exec(void);
+/* Before another process starts a program: only what that would inherit. */
+void rs_process_before_start(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */
 void rs_process_before_spawn(void);
 /*

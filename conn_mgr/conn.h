@@ -42,7 +42,7 @@ struct rs_watch {
 	void (*kernel)(struct rs_watch *w, struct rs_conn *c, bool speaks);
 	/* What an edge-triggered one knows: what repeats it is no edge. */
 	uint32_t told; /* bits of poll(2); whoever finds a reason to tell them again clears them */
-	uint64_t arrived; /* bytes that TCP has brought */
+	uint64_t arrived; /* bytes that had come */
 };
 
 #define RS_WAITERS 8
@@ -303,7 +303,7 @@ void rs_conn_watch(struct rs_conn *c, struct rs_watch *w);
 void rs_conn_unwatch(struct rs_conn *c, struct rs_watch *w);
 /* Under the lock: these bits are an edge when they are there next, although they were told before. */
 void rs_conn_untell(struct rs_conn *c, uint32_t bits);
-/* Under the lock: whether TCP has brought bytes since the last time that `w` asked. */
+/* Under the lock: whether bytes have come since the last time that `w` asked. */
 bool rs_conn_arrived(struct rs_conn *c, struct rs_watch *w);
 /* Under the lock: what poll(2) says now. POLLIN may be a control byte that nobody has taken yet. */
 uint32_t rs_conn_ready(const struct rs_conn *c, uint32_t events);

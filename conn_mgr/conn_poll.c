@@ -130,11 +130,18 @@ bool rs_conn_arrived(struct rs_conn *c, struct rs_watch *w)
 	bool more;
 	int inq = 0;
 
-	/* The rest of what TCP has are control bytes, or comes twice. */
-	if (rs_rx_plan(&c->st->sm, &limit) != RS_RXP_TCP)
-		return false;
-	if (c->fd >= 0 && rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) == 0)
-		upto += (uint64_t)inq < limit ? (uint64_t)inq : limit;
+	switch (rs_rx_plan(&c->st->sm, &limit)) {
+	case RS_RXP_TCP:
+		if (c->fd >= 0 && rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) == 0)
+			upto += (uint64_t)inq < limit ? (uint64_t)inq : limit;
+		break;
+	case RS_RXP_RING:
+		/* The bell may have told of them when they could not be seen yet. */
+		upto = rs_chan_rx_tail(&c->st->ch);
+		break;
+	default:
+		return false; /* what TCP has are control bytes, or comes twice */
+	}
 	more = upto > w->arrived;
 	w->arrived = upto;
 	return more;

@@ -67,7 +67,7 @@ xferlog_enable=NO
             "set ftp:use-mdtm no; set net:limit-rate 1500000; open -p %d %s; " % (port, HOST)]
     cell.client(lftp[:2] + [lftp[2] + "cat file"], digest=True)
     cell.client(lftp[:2] + [lftp[2] + "cd in; put %s/file; cat file" % root], digest=True)
-    cell.client(lftp[:2] + [lftp[2] + "nlist; cat small; cat small"])
+    cell.client(lftp[:2] + [lftp[2] + "nlist; cat small; sleep 1; cat small"])
 
 
 @program("rsync daemon", "rsync", "C; select; a process for each connection, forked",

@@ -496,18 +496,21 @@ bool rs_links_close(void)
 	return all;
 }
 
-static void each_ring(struct rs_link *l, void (*each)(struct rs_shm_head *head))
+/* Those that rs_links_inherit() has seen, and that are there still. */
+static void each_inherited(struct rs_link *l, void (*each)(struct rs_shm_head *head))
 {
-	for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote; s++)
+	for (uint32_t s = 0; s < l->inherited_mine && s < l->shm.nmine && !l->shm.remote; s++)
 		each(l->shm.mine[s]);
-	for (uint32_t s = 0; s < l->shm.npeer; s++)
+	for (uint32_t s = 0; s < l->inherited_peer && s < l->shm.npeer; s++)
 		each(l->shm.peer[s]);
 }
 
 void rs_links_inherit(bool remote)
 {
 	for (struct rs_link *l = rs_links; l; l = l->next) {
-		each_ring(l, rs_shm_inherit);
+		l->inherited_mine = l->shm.nmine;
+		l->inherited_peer = l->shm.npeer;
+		each_inherited(l, rs_shm_inherit);
 		if (l->shm.remote && remote)
 			rs_remote_inherit(l->shm.remote);
 	}
@@ -515,15 +518,18 @@ void rs_links_inherit(bool remote)
 
 void rs_links_disinherit(void)
 {
-	for (struct rs_link *l = rs_links; l; l = l->next)
-		each_ring(l, rs_shm_disinherit);
+	for (struct rs_link *l = rs_links; l; l = l->next) {
+		each_inherited(l, rs_shm_disinherit);
+		l->inherited_mine = 0;
+		l->inherited_peer = 0;
+	}
 }
 
 void rs_links_unmap_inherited(void)
 {
 	while (ninherited)
 		for (struct rs_link *l = inherited[--ninherited]; l; l = l->next)
-			each_ring(l, rs_shm_unmap);
+			each_inherited(l, rs_shm_unmap);
 }
 
 void rs_links_unlinked(enum rs_reason why)

@@ -67,6 +67,8 @@ struct rs_link {
 	struct rs_shm_link shm;
 	int mine_fd[RS_SHM_SEGMENTS];
 	uint32_t bells_sent;
+	uint32_t inherited_mine,
+		inherited_peer; /* segments that go with the fork that is going on */
 	struct rs_slot_state *slot;
 	uint32_t slots, used, hint;
 	struct rs_link *next;

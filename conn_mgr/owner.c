@@ -139,9 +139,13 @@ bool rs_owner_prepare(uint32_t fork)
 	rs_lock(&lock);
 	child[children++] = (struct child){ ends[0], fork };
 	rs_unlock(&lock);
-	/* For who may have to leave in our place. */
-	rs_links_inherit(false);
 	return true;
+}
+
+void rs_owner_ready(void)
+{
+	/* For who may have to leave in our place: the rings of all that were kept are there by now. */
+	rs_links_inherit(false);
 }
 
 /*
@@ -165,7 +169,7 @@ bool rs_owner_keep(struct rs_conn *c, uint32_t fork, bool always)
 	if (rs_lock_mine(&c->lock))
 		return false; /* a handler that interrupted our own call */
 	rs_lock(&c->lock);
-	keep = c->bound && !c->plain && !c->reset && (always || !is_for_child(c));
+	keep = pipe_end >= 0 && c->bound && !c->plain && !c->reset && (always || !is_for_child(c));
 	if (keep) {
 		c->kept = fork;
 		c->kept_ends = c->st->ends;

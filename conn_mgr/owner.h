@@ -24,10 +24,12 @@
 /* Makes what a child needs to find us. False: it cannot be had, and streams must leave before the fork. */
 bool rs_owner_prepare(uint32_t fork);
 /*
- * `c` stays ours over fork number `fork`. False: it is not on a link, or, unless `always`, should rather
- * leave.
+ * `c` stays ours over fork number `fork`. False: it is not on a link, nothing is prepared, or, unless
+ * `always`, it should rather leave.
  */
 bool rs_owner_keep(struct rs_conn *c, uint32_t fork, bool always);
+/* All have been kept that will be. */
+void rs_owner_ready(void);
 /* Afterwards, when rs_owner_prepare() was called (`prepared`: and was true). */
 void rs_owner_forked(bool child, bool prepared);
 /* In the child, for each descriptor of one that was kept, or was foreign before. */

@@ -130,6 +130,8 @@ static void before_fork(void)
 	/* All at once first: the peers answer in parallel. */
 	rs_files_each(0, UINT32_MAX, start_leaving, &why);
 	rs_files_each(0, UINT32_MAX, finish_leaving, &end);
+	if (prepared)
+		rs_owner_ready();
 }
 
 static void after_fork_parent(void)

@@ -86,6 +86,15 @@ static bool tcp_readable(struct rs_conn *c)
 	return rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) == 0 && inq > 0;
 }
 
+static ssize_t take_error(struct rs_conn *c)
+{
+	int e = c->err;
+
+	c->err = 0;
+	c->rst_told = true;
+	return -e;
+}
+
 /* One attempt. >= 0: bytes (0: end of file when *eof); -EAGAIN with *how: what to wait for. */
 static ssize_t recv_once(struct rs_conn *c, int fd, const struct iovec *iov, size_t n, size_t done,
 			 int flags, enum rs_wait *how, bool *eof)
@@ -132,13 +141,8 @@ again:
 				    (long)(want < limit ? want : limit), flags, 0, 0);
 		else
 			r = rs_sys3(SYS_recvmsg, fd, &mh, flags);
-		if (c->err &&
-		    (r == -EAGAIN || (r == 0 && want))) { /* behind what had come before */
-			r = -c->err;
-			c->err = 0;
-			c->rst_told = true;
-			return r;
-		}
+		if (c->err && r == -EAGAIN) /* it is behind what had come before */
+			return take_error(c);
 		if (r > 0 && !(flags & MSG_PEEK)) {
 			c->st->krx += (uint64_t)r;
 			rs_rx_tcp(&c->st->sm, (uint64_t)r);
@@ -153,6 +157,8 @@ again:
 				if (c->st->sm.rx == RS_RX_DRAIN)
 					goto again;
 			}
+			if (c->err)
+				return take_error(c);
 			*eof = true;
 		}
 		if (r == -EAGAIN && c->rd_shut) {
@@ -244,13 +250,8 @@ again:
 		c->rst_told = true;
 		break;
 	}
-	if (c->err) {
-		int e = c->err;
-
-		c->err = 0;
-		c->rst_told = true;
-		return -e;
-	}
+	if (c->err)
+		return take_error(c);
 	*eof = true;
 	return 0;
 }

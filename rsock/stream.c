@@ -690,8 +690,12 @@ void rs_rx_tcp_eof(struct rs_stream *s, bool peer_unread)
 	bool survives = s->cfg.ring_survives;
 	uint64_t tail = s->rx_tail;
 
-	if (s->rx_eof)
+	if (s->rx_eof) {
+		/* RST was seen before what it cut off: the rest of that is in the ring. */
+		if (s->rx == RS_RX_RAW && survives && tail > s->rx_off)
+			drain(s, tail, 0, END_RESET);
 		return;
+	}
 	s->rx_eof = true;
 	wake_rx(s);
 	switch (s->rx) {

@@ -186,7 +186,7 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	if (op == EPOLL_CTL_ADD && ev->events & EPOLLEXCLUSIVE && ev->events & ~EXCLUSIVE_OK) {
 		errno = EINVAL;
 		r = -1;
-	} else if (op == EPOLL_CTL_ADD && !*p && c->plain) {
+	} else if (op == EPOLL_CTL_ADD && !*p && RS_GET(c->plain)) {
 		r = rs_real.epoll_ctl(epfd, op, fd, ev);
 		if (r == 0)
 			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);

@@ -187,6 +187,8 @@ again:
 		return -EAGAIN;
 	}
 	case RS_RXP_RING:
+		if (rs_rest_declared(c->st) && want && bad_iov(iov, n) && !(flags & MSG_TRUNC))
+			return -EFAULT;
 		if (rs_rest_declared(c->st) && want) {
 			ssize_t r = rs_rest_recv(c->st, c->st->ends, iov, n, done, flags);
 
@@ -357,9 +359,11 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			int fd = c->orphan ? c->fd : w->fd;
 			bool orphan = c->orphan;
 
-			r = c->rest && want && !done
-				    ? rs_rest_recv(c->rest, c->kept_ends, iov, n, 0, flags)
-				    : 0;
+			r = 0;
+			if (c->rest && want && !done)
+				r = bad_iov(iov, n) && !(flags & MSG_TRUNC)
+					    ? -EFAULT
+					    : rs_rest_recv(c->rest, c->kept_ends, iov, n, 0, flags);
 			if (r == 0 && want)
 				__atomic_store_n(&c->rest, NULL, __ATOMIC_RELAXED);
 			rs_conn_unlock(c);

@@ -16,63 +16,20 @@
 #include "rsock/sys.h"
 
 #define POOL 64u /* that many at a time */
-#define CHUNKS 4096u
 
 static struct rs_lock pool_lock;
 static struct rs_conn *pool;
-static struct rs_state *states; /* that were never used, */
-static size_t nstates; /* and how many */
-static struct rs_state *chunk[CHUNKS]; /* of states, as they were mapped */
-static size_t nchunks, ninherited; /* of which so many came with a fork */
-struct rs_state rs_state_none, rs_state_dead = { .sm.dead = true };
+/* Of connections that have none of their own. */
+static struct rs_state state_none, state_dead = { .sm.dead = true };
 
 /* ---- life ---- */
 
-static void *map(size_t size, int how)
+static void *map(size_t size)
 {
-	long p = rs_sys6(SYS_mmap, 0, (long)size, PROT_READ | PROT_WRITE, how | MAP_ANONYMOUS, -1,
-			 0);
+	long p = rs_sys6(SYS_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	return (unsigned long)p > -4096UL ? NULL : (void *)p;
-}
-
-/* Under pool_lock. */
-static struct rs_state *new_state(void)
-{
-	if (!nstates && nchunks < CHUNKS) {
-		states = map(POOL * sizeof(*states), MAP_SHARED);
-		nstates = states ? POOL : 0;
-		if (states)
-			chunk[nchunks++] = states;
-	}
-	return nstates ? &states[--nstates] : NULL;
-}
-
-void rs_states_new_chunk(void)
-{
-	rs_lock(&pool_lock);
-	nstates = 0;
-	rs_unlock(&pool_lock);
-}
-
-void rs_states_unmap_inherited(void)
-{
-	rs_lock(&pool_lock);
-	for (size_t i = 0; i < ninherited; i++) {
-		rs_sys2(SYS_munmap, chunk[i], POOL * sizeof(*chunk[i]));
-		chunk[i] = NULL;
-	}
-	rs_unlock(&pool_lock);
-}
-
-struct rs_state *rs_state_new(void)
-{
-	struct rs_state *st;
-
-	rs_lock(&pool_lock);
-	st = new_state();
-	rs_unlock(&pool_lock);
-	return st;
 }
 
 /* Under pool_lock. */
@@ -81,7 +38,7 @@ static struct rs_conn *new_conn(void)
 	struct rs_conn *c = pool;
 
 	if (!c) {
-		struct rs_conn *more = map(POOL * sizeof(*more), MAP_PRIVATE);
+		struct rs_conn *more = map(POOL * sizeof(*more));
 
 		for (size_t i = 0; more && i < POOL; i++) {
 			more[i].free_next = pool;
@@ -89,17 +46,14 @@ static struct rs_conn *new_conn(void)
 		}
 		c = pool;
 	}
-	if (c && (!c->st || c->st == &rs_state_none || c->st == &rs_state_dead)) {
-		c->st = new_state();
-		if (!c->st)
-			return NULL;
-	}
+	if (c && !c->mem.own && !rs_state_take(&c->mem))
+		return NULL;
 	if (c)
 		pool = c->free_next;
 	return c;
 }
 
-static void init(struct rs_state *st)
+static void init_state(struct rs_conn *c)
 {
 	const struct rs_stream_cfg cfg = {
 		.mac = rs_hmac,
@@ -110,22 +64,30 @@ static void init(struct rs_state *st)
 		.ping_ms = 60000,
 	};
 
-	memset(st, 0, offsetof(struct rs_state, ends));
-	rs_stream_init(&st->sm, &cfg);
+	c->st = c->mem.own;
+	memset(c->st, 0, sizeof(*c->st));
+	rs_stream_init(&c->st->sm, &cfg);
+	c->mem.shared->lingers = 0;
+	c->mem.shared->taker = 0;
 }
 
-struct rs_state *rs_state_fresh(void)
+void rs_conn_forget_state(struct rs_conn *c, bool reset)
 {
-	struct rs_state *st = rs_state_new();
+	c->mem = (struct rs_state_mem){ 0 };
+	c->st = reset ? &state_dead : &state_none;
+}
 
-	if (st)
-		init(st);
-	return st;
+bool rs_conn_renew_state(struct rs_conn *c)
+{
+	rs_conn_forget_state(c, false);
+	if (!rs_state_take(&c->mem))
+		return false;
+	init_state(c);
+	return true;
 }
 
 struct rs_conn *rs_conn_new(int fd, bool server)
 {
-	struct rs_state *st;
 	struct rs_conn *c;
 
 	rs_lock(&pool_lock);
@@ -134,16 +96,12 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	if (!c)
 		return NULL;
 	rs_lock(&c->lock); /* somebody may be about to find that it is gone */
-	st = c->st;
-	memset((uint8_t *)c + sizeof(c->lock), 0, sizeof(*c) - sizeof(c->lock));
-	c->st = st;
+	memset(&c->st, 0, sizeof(*c) - offsetof(struct rs_conn, st));
 	c->fd = fd;
 	c->server = server;
 	c->reason = RS_REASON_STARTING;
 	c->spin = rs_config.spin_us;
-	init(st);
-	st->lingers = 0;
-	st->taker = 0;
+	init_state(c);
 	c->born = rs_now_ms();
 	c->row = rs_row_new(fd, server);
 	__atomic_store_n(&c->refs, 1, __ATOMIC_RELEASE);
@@ -156,8 +114,7 @@ void rs_conns_forget(void)
 	pool_lock.word = 0;
 	/* A thread that the child does not have may have been about to find that one of these is gone. */
 	pool = NULL;
-	nstates = 0; /* the parent's */
-	ninherited = nchunks;
+	rs_states_forget();
 }
 
 bool rs_conn_get(struct rs_conn *c)

@@ -22,12 +22,11 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "conn_mgr/state.h"
 #include "rsock/lock.h"
 #include "rsock/reason.h"
 #include "rsock/remote.h"
-#include "rsock/shm.h"
 #include "rsock/stats.h"
-#include "rsock/stream.h"
 
 struct rs_conn;
 struct rs_link;
@@ -71,31 +70,11 @@ enum rs_claim {
  * What of a connection has to outlive its process, when another one has it by a fork (owner.h): in
  * memory that both map. It belongs to one struct rs_conn at a time, under whose lock it is.
  */
-struct rs_state {
-	struct rs_stream sm;
-	struct rs_chan ch;
-	uint64_t ktx, krx; /* bytes given to and taken from the kernel */
-	/* ---- for other processes; never reset ---- */
-	uint32_t
-		ends; /* grows by 2 when a connection becomes plain, is reset or ends; a futex word */
-	uint32_t reset_at; /* `ends` after the last reset */
-	uint64_t owed; /* as rs_conn's, of the one that ended last */
-	uint32_t asked; /* `ends` + 1: another process wants it to leave, */
-	uint32_t stuck_at; /* `ends` + 1: and only the owner can read what is in the ring */
-	uint32_t given_at; /* `ends` + 1: the owner has done with it */
-	uint32_t
-		rest_at; /* `ends` + 1: any process may read what is in the ring (rest.h), under: */
-	uint32_t rest_lock; /* the thread that does */
-	uint32_t
-		lingers; /* process that the owner has left behind to write what TCP is owed; 0: none */
-	uint32_t taker; /* process that carries on for a dead owner; 0: none */
-};
-
-/* Of connections that have none of their own: what is plain, and what was reset, in a forked child. */
-extern struct rs_state rs_state_none, rs_state_dead;
-
 struct rs_conn {
-	struct rs_lock lock; /* the first; stays good when the connection is gone */
+	struct rs_lock
+		lock; /* the first; stays good when the connection is gone, as does the next */
+	struct rs_state_mem mem;
+	struct rs_state *st; /* mem.own, or in a forked child that of rs_conn_forget_state() */
 	uint32_t refs; /* file table entries, calls in progress, control thread */
 	bool plain; /* kernel TCP for good */
 	bool fresh; /* accepted, and not used yet: see accepted.h */
@@ -128,7 +107,6 @@ struct rs_conn {
 	uint32_t rcv_timeo_known, snd_timeo_known;
 	uint32_t blocks_for_ever; /* as of the change + 1: a receive does */
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
-	struct rs_state *st;
 	struct rs_watch *watches;
 	uint32_t news; /* grows when waiters must look again (futex word) */
 	uint32_t in_tcp; /* threads asleep in the kernel's recv; under the lock */
@@ -163,12 +141,14 @@ struct rs_conn {
 	uint32_t shared; /* number of the last fork that shared it */
 	uint32_t kept,
 		kept_first; /* of the last and first one that it was on a link at, and kept; 0: none */
-	uint32_t kept_ends; /* st->ends then */
+	uint32_t kept_ends; /* mem.ends then */
 	uint32_t disowned; /* foreign: number of the last fork that it came by */
-	struct rs_state
-		*theirs; /* the owner's, when it is foreign, or was and the owner has died */
+	const struct rs_state *theirs; /* the owner's, when it is foreign */
+	struct rs_shared
+		*others; /* the same, and when it was and the owner has died, or left a rest */
 	struct rs_owner *owner;
-	struct rs_state *rest; /* plain, but for what is in another process's ring */
+	bool rest; /* plain, but for what is in another process's ring */
+	bool rests; /* what is in our ring other processes may read (rest.h) */
 	bool watched; /* foreign: in sets of the owner, some of which we may have */
 	uint64_t shared_until; /* ms: plain unless one process is alone with it by then */
 	uint64_t claim_at; /* ms */
@@ -197,15 +177,11 @@ struct rs_conn *rs_conn_new(int fd, bool server);
 /* In a forked child. */
 void rs_conns_forget(void);
 /*
- * For a connection that came by a fork, whose state is the parent's: as of one that has not been used
- * (`fresh`), or to be filled in. NULL: no memory.
+ * For a connection that came by a fork, whose state is the parent's: that of one that is plain, or was
+ * reset; or that of one that has not been used. False: no memory.
  */
-struct rs_state *rs_state_new(void);
-struct rs_state *rs_state_fresh(void);
-/* After a fork: the child is to have nothing of connections that are made from now on. */
-void rs_states_new_chunk(void);
-/* In the child, when it has need of none: those of the parent. */
-void rs_states_unmap_inherited(void);
+void rs_conn_forget_state(struct rs_conn *c, bool reset);
+bool rs_conn_renew_state(struct rs_conn *c);
 /* A reference, unless the connection is gone. */
 bool rs_conn_get(struct rs_conn *c);
 void rs_conn_put(struct rs_conn *c);

@@ -340,7 +340,7 @@ int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t
 	} else if (!c->plain && !c->reset) {
 		start_leaving(c, why, consumed);
 	}
-	if (c->rest && rs_rest_bytes(c->rest, c->kept_ends))
+	if (c->rest && rs_rest_bytes(c))
 		r = -EINPROGRESS;
 	while (!c->plain && !c->reset && !c->closed) {
 		uint32_t news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);

@@ -187,10 +187,10 @@ again:
 		return -EAGAIN;
 	}
 	case RS_RXP_RING:
-		if (rs_rest_declared(c->st) && want && bad_iov(iov, n) && !(flags & MSG_TRUNC))
+		if (c->rests && want && bad_iov(iov, n) && !(flags & MSG_TRUNC))
 			return -EFAULT;
-		if (rs_rest_declared(c->st) && want) {
-			ssize_t r = rs_rest_recv(c->st, c->st->ends, iov, n, done, flags);
+		if (c->rests && want) {
+			ssize_t r = rs_rest_recv(c, iov, n, done, flags);
 
 			rs_rx_ring(&c->st->sm, 0);
 			if (r != 0)
@@ -363,9 +363,9 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			if (c->rest && want && !done)
 				r = bad_iov(iov, n) && !(flags & MSG_TRUNC)
 					    ? -EFAULT
-					    : rs_rest_recv(c->rest, c->kept_ends, iov, n, 0, flags);
+					    : rs_rest_recv(c, iov, n, 0, flags);
 			if (r == 0 && want)
-				__atomic_store_n(&c->rest, NULL, __ATOMIC_RELAXED);
+				__atomic_store_n(&c->rest, false, __ATOMIC_RELAXED);
 			rs_conn_unlock(c);
 			if (r != 0)
 				return r;

@@ -103,6 +103,8 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 	if (!c->plain) {
 		if (c->st->sm.rx == RS_RX_ARMED || c->st->sm.rx == RS_RX_DRAIN)
 			rs_conn_take_control(c);
+		if (c->rests)
+			rs_rest_bytes(c); /* others may have read some */
 		mask = look(c, &ask);
 	}
 	rs_conn_unlock(c);
@@ -159,6 +161,8 @@ long rs_conn_readable(struct rs_conn *c)
 		enum rs_rx_plan plan;
 
 		rs_conn_take_control(c);
+		if (c->rests)
+			rs_rest_bytes(c);
 		plan = rs_rx_plan(&c->st->sm, &limit);
 		if (plan == RS_RXP_RING) {
 			tail = rs_chan_rx_tail(&c->st->ch);
@@ -167,7 +171,7 @@ long rs_conn_readable(struct rs_conn *c)
 			r = 0;
 		}
 	} else if (c->rest) {
-		r = (long)rs_rest_bytes(c->rest, c->kept_ends);
+		r = (long)rs_rest_bytes(c);
 	}
 	rs_conn_unlock(c);
 	return r;

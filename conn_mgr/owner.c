@@ -50,6 +50,16 @@ static struct rs_shm_link nowhere; /* of a channel that nobody listens at */
 
 /* ---- around a fork ---- */
 
+/* Under the lock. False: no memory. */
+static bool copy_state(struct rs_conn *c, const struct rs_state *of)
+{
+	if (!c->mem.own && !rs_state_take(&c->mem))
+		return false;
+	c->st = c->mem.own;
+	*c->st = *of;
+	return true;
+}
+
 static bool has_ended(int pipe)
 {
 	struct pollfd p = { .fd = pipe };
@@ -83,8 +93,8 @@ static void answer(struct rs_conn *c)
 	rs_lock(&c->lock);
 	if (!c->ended && !c->given && rs_tx_is_raw(&c->st->sm) && rs_rx_is_stuck(&c->st->sm) &&
 	    !rs_rest_declare(c)) {
-		__atomic_store_n(&c->st->stuck_at, c->st->ends + 1, __ATOMIC_SEQ_CST);
-		rs_futex_wake(&c->st->ends, INT_MAX, false);
+		__atomic_store_n(&c->mem.shared->stuck_at, c->mem.ends + 1, __ATOMIC_SEQ_CST);
+		rs_futex_wake(&c->mem.shared->ends, INT_MAX, false);
 	}
 	rs_conn_unlock(c);
 }
@@ -96,7 +106,7 @@ static void asked(struct rs_source *s, uint32_t events)
 	rs_eventfd_clear(ask);
 	rs_control_take_added();
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
-		if (__atomic_load_n(&c->st->asked, __ATOMIC_SEQ_CST) == c->st->ends + 1)
+		if (__atomic_load_n(&c->mem.shared->asked, __ATOMIC_SEQ_CST) == c->mem.ends + 1)
 			answer(c);
 }
 
@@ -169,10 +179,11 @@ bool rs_owner_keep(struct rs_conn *c, uint32_t fork, bool always)
 	if (rs_lock_mine(&c->lock))
 		return false; /* a handler that interrupted our own call */
 	rs_lock(&c->lock);
-	keep = pipe_end >= 0 && c->bound && !c->plain && !c->reset && (always || !is_for_child(c));
+	keep = pipe_end >= 0 && c->mem.seen && c->bound && !c->plain && !c->reset &&
+	       (always || !is_for_child(c));
 	if (keep) {
 		c->kept = fork;
-		c->kept_ends = c->st->ends;
+		c->kept_ends = c->mem.ends;
 		if (!c->kept_first)
 			c->kept_first = fork;
 	}
@@ -188,7 +199,6 @@ void rs_owner_forked(bool is_child, bool prepared)
 		pipe_end = -1;
 		if (prepared) {
 			rs_links_disinherit();
-			rs_states_new_chunk();
 		}
 		return;
 	}
@@ -217,7 +227,15 @@ void rs_owner_forked(bool is_child, bool prepared)
 void rs_owner_disown(struct rs_conn *c)
 {
 	if (c->rest) {
+		const struct rs_state *st = c->mem.seen ? c->mem.seen : c->st;
+
+		c->kept_first = 0;
 		foreign++; /* its ring must stay, whatever becomes of the others */
+		rs_conn_forget_state(c, false);
+		if (!copy_state(c, st)) {
+			c->rest = false;
+			c->err = ECONNRESET;
+		}
 		return;
 	}
 	if (c->disowned == c->kept)
@@ -225,11 +243,13 @@ void rs_owner_disown(struct rs_conn *c)
 	c->disowned = c->kept;
 	if (!c->foreign) {
 		c->foreign = true;
-		c->theirs = c->st;
+		c->theirs = c->mem.seen;
+		c->others = c->mem.shared;
 		c->owner = &owner[owners - 1];
 	}
 	c->kept_first = 0;
 	foreign++;
+	rs_conn_forget_state(c, false);
 }
 
 /* ---- in the owner ---- */
@@ -238,7 +258,7 @@ bool rs_owner_shared(struct rs_conn *c)
 {
 	bool shared = false;
 
-	if (c->theirs && !c->foreign)
+	if (c->others && !c->foreign && !c->rest)
 		return true; /* a dead owner's: others that it had forked may have it */
 	if (!c->kept_first)
 		return false;
@@ -269,10 +289,11 @@ void rs_owner_bequeath(struct rs_conn *c, uint32_t lingerer)
 		if (rs_rest_declare(c))
 			;
 		else if (lingerer && !rs_tx_is_raw(&c->st->sm))
-			__atomic_store_n(&c->st->lingers, lingerer, __ATOMIC_SEQ_CST);
+			__atomic_store_n(&c->mem.shared->lingers, lingerer, __ATOMIC_SEQ_CST);
 		else
-			__atomic_store_n(&c->st->given_at, c->st->ends + 1, __ATOMIC_SEQ_CST);
-		rs_futex_wake(&c->st->ends, INT_MAX, false);
+			__atomic_store_n(&c->mem.shared->given_at, c->mem.ends + 1,
+					 __ATOMIC_SEQ_CST);
+		rs_futex_wake(&c->mem.shared->ends, INT_MAX, false);
 	}
 	rs_unlock(&c->lock);
 }
@@ -302,20 +323,14 @@ uint32_t rs_owner_yielding(uint32_t wait_ms)
 	}
 }
 
-static void tell(struct rs_state *st, const struct rs_conn *c, bool reset)
+static void tell(struct rs_shared *sh, uint32_t ends, uint64_t owed, bool reset)
 {
-	bool rest = rs_rest_declared(st);
-
-	if (rest)
-		rs_rest_lock(st); /* nobody is in there when it belongs to another connection */
 	if (reset)
-		__atomic_store_n(&st->reset_at, st->ends + 2, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&st->owed, c->owed, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&st->ends, st->ends + 2, __ATOMIC_SEQ_CST);
-	if (rest)
-		rs_rest_unlock(st);
-	if (__atomic_exchange_n(&st->asked, 0, __ATOMIC_SEQ_CST))
-		rs_futex_wake(&st->ends, INT_MAX, false);
+		__atomic_store_n(&sh->reset_at, ends, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&sh->owed, owed, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&sh->ends, ends, __ATOMIC_SEQ_CST);
+	if (__atomic_exchange_n(&sh->asked, 0, __ATOMIC_SEQ_CST))
+		rs_futex_wake(&sh->ends, INT_MAX, false);
 }
 
 void rs_owner_ended(struct rs_conn *c, bool reset)
@@ -323,11 +338,16 @@ void rs_owner_ended(struct rs_conn *c, bool reset)
 	if (c->ended)
 		return;
 	c->ended = true;
-	tell(c->st, c, reset);
+	if (c->rests)
+		rs_rest_end(c);
+	if (c->mem.shared) {
+		c->mem.ends += 2;
+		tell(c->mem.shared, c->mem.ends, c->owed, reset);
+	}
 	/* Which was a dead process's. */
-	if (c->theirs)
-		tell(c->theirs, c, reset);
-	c->theirs = NULL;
+	if (c->others)
+		tell(c->others, c->others->ends + 2, c->owed, reset);
+	c->others = NULL;
 }
 
 /* ---- in others ---- */
@@ -351,14 +371,8 @@ bool rs_owner_dead(const struct rs_conn *c)
 	return dead;
 }
 
-/* Under the lock. With the last of them goes what of other people's bytes came with the fork. */
-static void not_foreign(struct rs_conn *c)
+static void forget_owners(void)
 {
-	c->theirs = NULL;
-	c->ended = true;
-	__atomic_store_n(&c->foreign, false, __ATOMIC_SEQ_CST);
-	if (__atomic_sub_fetch(&foreign, 1, __ATOMIC_SEQ_CST) != 0)
-		return;
 	rs_links_unmap_inherited();
 	rs_states_unmap_inherited();
 	while (owners) {
@@ -367,6 +381,24 @@ static void not_foreign(struct rs_conn *c)
 		rs_fd_close(owner[owners].pid);
 		rs_fd_close(held_end[owners]);
 	}
+}
+
+void rs_owner_disowned(bool inside)
+{
+	rs_states_seal(inside);
+	if (!foreign)
+		forget_owners();
+}
+
+/* Under the lock. With the last of them goes what of other people's bytes came with the fork. */
+static void not_foreign(struct rs_conn *c)
+{
+	c->theirs = NULL;
+	c->others = NULL;
+	c->ended = true;
+	__atomic_store_n(&c->foreign, false, __ATOMIC_SEQ_CST);
+	if (__atomic_sub_fetch(&foreign, 1, __ATOMIC_SEQ_CST) == 0)
+		forget_owners();
 }
 
 void rs_owner_let_go(struct rs_conn *c)
@@ -378,33 +410,22 @@ void rs_owner_let_go(struct rs_conn *c)
 /* Under the lock: the owner has ended it. */
 static void accept_end(struct rs_conn *c)
 {
-	bool reset = __atomic_load_n(&c->theirs->reset_at, __ATOMIC_SEQ_CST) == c->kept_ends + 2;
+	bool reset = __atomic_load_n(&c->others->reset_at, __ATOMIC_SEQ_CST) == c->kept_ends + 2;
 
 	c->reason = RS_REASON_FORKED;
 	if (reset) {
 		c->reset = true;
 		c->err = ECONNRESET;
-		c->st = &rs_state_dead;
+		rs_conn_forget_state(c, true);
 	} else {
-		uint64_t owed = __atomic_load_n(&c->theirs->owed, __ATOMIC_SEQ_CST);
+		uint64_t owed = __atomic_load_n(&c->others->owed, __ATOMIC_SEQ_CST);
 
-		/* Else the state is another connection's by now, and this one was at its end. */
-		if (__atomic_load_n(&c->theirs->ends, __ATOMIC_SEQ_CST) == c->kept_ends + 2)
+		/* Else it is told of another connection by now, and this one was at its end. */
+		if (__atomic_load_n(&c->others->ends, __ATOMIC_SEQ_CST) == c->kept_ends + 2)
 			c->owed = owed;
 		__atomic_store_n(&c->plain, true, __ATOMIC_SEQ_CST);
 	}
 	not_foreign(c);
-}
-
-/* Under the lock: the kernel's, but for the ring, which any process may read. Its memory stays. */
-static void share_rest(struct rs_conn *c)
-{
-	c->rest = c->theirs;
-	c->theirs = NULL;
-	c->ended = true;
-	c->reason = RS_REASON_FORKED;
-	__atomic_store_n(&c->plain, true, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&c->foreign, false, __ATOMIC_SEQ_CST);
 }
 
 /* Under the lock: what is not in the kernel cannot be had here. */
@@ -413,8 +434,25 @@ static void give_up(struct rs_conn *c)
 	c->reset = true;
 	c->err = ECONNRESET;
 	c->reason = RS_REASON_FORKED;
-	c->st = &rs_state_dead;
+	rs_conn_forget_state(c, true);
 	not_foreign(c);
+}
+
+/* Under the lock: the kernel's, but for the ring, which any process may read. Its memory stays. */
+static void share_rest(struct rs_conn *c)
+{
+	if (!copy_state(c, c->theirs)) {
+		give_up(c);
+		return;
+	}
+	if (!rs_rest_declared(c->others, c->kept_ends))
+		return; /* the copy may be of what came after it */
+	c->rest = true;
+	c->theirs = NULL;
+	c->ended = true;
+	c->reason = RS_REASON_FORKED;
+	__atomic_store_n(&c->plain, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&c->foreign, false, __ATOMIC_SEQ_CST);
 }
 
 /* Under the lock: nobody will ever say what of it is in the kernel. */
@@ -423,7 +461,7 @@ static void give_up_all(struct rs_conn *c)
 	const struct sockaddr none = { .sa_family = AF_UNSPEC };
 
 	rs_sys3(SYS_connect, c->fd, &none, sizeof(none)); /* RST */
-	tell(c->theirs, c, true);
+	tell(c->others, c->kept_ends + 2, c->owed, true);
 	give_up(c);
 }
 
@@ -433,21 +471,17 @@ static void give_up_all(struct rs_conn *c)
  */
 static bool take_over(struct rs_conn *c)
 {
-	struct rs_state *theirs = c->theirs, *st;
+	struct rs_state *st;
 
-	if (theirs->sm.dead || theirs->ch.remote)
+	if (c->theirs->sm.dead || c->theirs->ch.remote)
 		return false; /* over RDMA: what it had not sent yet is lost, and what it had not read */
-	st = rs_state_new();
-	if (!st)
+	if (!copy_state(c, c->theirs))
 		return false;
-	st->sm = theirs->sm;
-	st->ch = theirs->ch;
-	st->ktx = theirs->ktx;
-	st->krx = theirs->krx;
+	st = c->st;
 	for (uint32_t b = 0; b < RS_BELLS; b++)
 		nowhere.bell_fd[b] = -1;
 	st->ch.link = &nowhere;
-	c->st = st;
+	c->theirs = NULL;
 	c->link = NULL;
 	c->ended = false;
 	c->kept_first = 0;
@@ -476,7 +510,7 @@ static bool is_ours(struct rs_conn *c)
 {
 	uint32_t none = 0, me = (uint32_t)rs_sys0(SYS_getpid);
 
-	return __atomic_compare_exchange_n(&c->theirs->taker, &none, me, false, __ATOMIC_SEQ_CST,
+	return __atomic_compare_exchange_n(&c->others->taker, &none, me, false, __ATOMIC_SEQ_CST,
 					   __ATOMIC_SEQ_CST) ||
 	       none == me;
 }
@@ -484,10 +518,9 @@ static bool is_ours(struct rs_conn *c)
 /* Under the lock: nobody leads it back to TCP. */
 static bool is_left(const struct rs_conn *c)
 {
-	const struct rs_state *st = c->theirs;
-	uint32_t lingers = __atomic_load_n(&st->lingers, __ATOMIC_SEQ_CST);
+	uint32_t lingers = __atomic_load_n(&c->others->lingers, __ATOMIC_SEQ_CST);
 
-	if (__atomic_load_n(&st->given_at, __ATOMIC_SEQ_CST) == c->kept_ends + 1)
+	if (__atomic_load_n(&c->others->given_at, __ATOMIC_SEQ_CST) == c->kept_ends + 1)
 		return true;
 	return is_dead(c->owner) && !(lingers && rs_sys2(SYS_kill, lingers, 0) != -ESRCH);
 }
@@ -495,11 +528,11 @@ static bool is_left(const struct rs_conn *c)
 /* Under the lock: one step. True: it is foreign no more. `late`: no more waiting for another process. */
 static bool step(struct rs_conn *c, bool blocks, bool late)
 {
-	uint32_t ends = __atomic_load_n(&c->theirs->ends, __ATOMIC_SEQ_CST);
+	uint32_t ends = __atomic_load_n(&c->others->ends, __ATOMIC_SEQ_CST);
 
 	if (ends != c->kept_ends) {
 		accept_end(c);
-	} else if (rs_rest_declared(c->theirs)) {
+	} else if (rs_rest_declared(c->others, ends)) {
 		share_rest(c);
 	} else if (is_left(c)) {
 		bool ours = is_ours(c);
@@ -507,10 +540,10 @@ static bool step(struct rs_conn *c, bool blocks, bool late)
 		if ((ours && !take_over(c)) || (!ours && late))
 			give_up_all(c);
 	} else if ((late && !blocks) ||
-		   __atomic_load_n(&c->theirs->stuck_at, __ATOMIC_SEQ_CST) == ends + 1) {
+		   __atomic_load_n(&c->others->stuck_at, __ATOMIC_SEQ_CST) == ends + 1) {
 		give_up(c);
 	} else {
-		__atomic_store_n(&c->theirs->asked, ends + 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&c->others->asked, ends + 1, __ATOMIC_SEQ_CST);
 		rs_eventfd_ring(c->owner->ask);
 	}
 	return !c->foreign;
@@ -528,7 +561,7 @@ void rs_owner_adopt(struct rs_conn *c)
 {
 	uint64_t end = rs_now_ms() + CLAIM_MS;
 	const struct timespec ts = { 0, ASK_MS * 1000000 };
-	struct rs_state *theirs;
+	struct rs_shared *others;
 	bool blocks, over;
 	uint32_t ends;
 	long fl;
@@ -540,11 +573,11 @@ void rs_owner_adopt(struct rs_conn *c)
 	for (;;) {
 		rs_lock(&c->lock);
 		over = !c->foreign || step(c, blocks, rs_now_ms() >= end);
-		theirs = c->theirs;
+		others = c->others;
 		ends = c->kept_ends;
 		rs_unlock(&c->lock);
 		if (over)
 			break;
-		rs_futex_wait(&theirs->ends, ends, &ts, false);
+		rs_futex_wait(&others->ends, ends, &ts, false);
 	}
 }

@@ -6,8 +6,8 @@
  * speed. In the child the connection is foreign, which costs nothing as long as it is not used. Its
  * first use there asks the owner to leave the fast path; then both go on with TCP. An owner that closes
  * its last descriptor, ends or becomes another program while somebody else may have the socket leaves
- * first. For an owner that was killed, the first that uses the connection leaves: the state of streams
- * (struct rs_state) and the rings are in memory that forked processes share.
+ * first. For an owner that was killed, the first that uses the connection leaves: forked processes can
+ * see its state (state.h), and share the rings.
  *
  * Functions return results or -errno, and leave errno alone.
  */
@@ -34,6 +34,8 @@ void rs_owner_ready(void);
 void rs_owner_forked(bool child, bool prepared);
 /* In the child, for each descriptor of one that was kept, or was foreign before. */
 void rs_owner_disown(struct rs_conn *c);
+/* For all of them; `inside`: the child goes on in the midst of a call that uses one. */
+void rs_owner_disowned(bool inside);
 
 /* ---- in the owner ---- */
 

@@ -6,8 +6,6 @@
 
 #include "rsock/sys.h"
 
-#define PATIENCE_MS 100 /* who holds the lock that long may have died */
-
 /* Up to which offset; `reset`: that is how it ends. False: there is more to come, by TCP. */
 static bool ends_at(const struct rs_stream *s, uint64_t *end, bool *reset)
 {
@@ -20,78 +18,78 @@ static bool ends_at(const struct rs_stream *s, uint64_t *end, bool *reset)
 	return s->rx == RS_RX_DRAIN && rs_rx_ends(s, reset);
 }
 
+static uint64_t word_of(uint32_t ends, uint64_t left)
+{
+	return (uint64_t)(ends + 1) << 32 | left;
+}
+
 bool rs_rest_declare(struct rs_conn *c)
 {
-	struct rs_state *st = c->st;
+	const struct rs_stream *s = &c->st->sm;
 	uint64_t end;
 	bool reset;
 
-	if (!c->bound || c->ended || st->ch.remote || !rs_tx_is_raw(&st->sm) ||
-	    !rs_rx_is_stuck(&st->sm) || !ends_at(&st->sm, &end, &reset))
+	if (c->rests)
+		return true;
+	if (!c->bound || c->ended || c->st->ch.remote || !rs_tx_is_raw(s) || !rs_rx_is_stuck(s) ||
+	    !ends_at(s, &end, &reset) || end - s->rx_off > UINT32_MAX)
 		return false;
-	__atomic_store_n(&st->rest_at, st->ends + 1, __ATOMIC_RELEASE);
-	rs_futex_wake(&st->ends, INT_MAX, false);
+	c->rests = true;
+	__atomic_store_n(&c->mem.shared->rest, word_of(c->mem.ends, end - s->rx_off),
+			 __ATOMIC_SEQ_CST);
+	rs_futex_wake(&c->mem.shared->ends, INT_MAX, false);
 	return true;
 }
 
-void rs_rest_lock(struct rs_state *st)
+void rs_rest_end(struct rs_conn *c)
 {
-	uint64_t since = rs_now_ms();
-	uint32_t holder = 0;
-
-	while (!__atomic_compare_exchange_n(&st->rest_lock, &holder, rs_tid(), false,
-					    __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
-		const struct timespec ts = { 0, 20000 };
-
-		if (rs_now_ms() - since > PATIENCE_MS && rs_sys2(SYS_kill, holder, 0) == -ESRCH)
-			__atomic_compare_exchange_n(&st->rest_lock, &holder, 0, false,
-						    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-		rs_sys4(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
-		holder = 0;
-	}
+	__atomic_store_n(&c->mem.shared->rest, 0, __ATOMIC_SEQ_CST);
+	c->rests = false;
 }
 
-void rs_rest_unlock(struct rs_state *st)
+bool rs_rest_declared(struct rs_shared *sh, uint32_t ends)
 {
-	__atomic_store_n(&st->rest_lock, 0, __ATOMIC_RELEASE);
+	/* Not a load: what was copied before was there when it still was declared. */
+	uint64_t word = __atomic_fetch_or(&sh->rest, 0, __ATOMIC_SEQ_CST);
+
+	return word >> 32 == word_of(ends, 0) >> 32;
 }
 
-/* Under the lock: not over, with its state another connection's. */
-static bool is_there(const struct rs_state *st, uint32_t ends)
+/*
+ * The shared word, and what is left by it, which anybody may have written: no more than there was here.
+ * What others have read is so for us too.
+ */
+static uint64_t *look(struct rs_conn *c, uint64_t *word, uint64_t *end, bool *reset)
 {
-	return __atomic_load_n(&st->ends, __ATOMIC_SEQ_CST) == ends && rs_rest_declared(st);
+	uint32_t ends = c->rest ? c->kept_ends : c->mem.ends;
+	uint64_t *at = c->rest ? &c->others->rest : &c->mem.shared->rest;
+	struct rs_stream *s = &c->st->sm;
+	uint64_t left = 0;
+
+	*word = __atomic_load_n(at, __ATOMIC_ACQUIRE);
+	if (!ends_at(s, end, reset))
+		*end = s->rx_off;
+	if (*word >> 32 == word_of(ends, 0) >> 32)
+		left = *word & UINT32_MAX;
+	if (left < *end - s->rx_off)
+		s->rx_off = *end - left;
+	return at;
 }
 
-size_t rs_rest_bytes(struct rs_state *st, uint32_t ends)
+size_t rs_rest_bytes(struct rs_conn *c)
 {
-	uint64_t end, left = 0;
+	uint64_t word, end;
 	bool reset;
 
-	rs_rest_lock(st);
-	if (is_there(st, ends) && ends_at(&st->sm, &end, &reset) && end > st->sm.rx_off)
-		left = end - st->sm.rx_off;
-	rs_rest_unlock(st);
-	return (size_t)left;
+	look(c, &word, &end, &reset);
+	return (size_t)(end - c->st->sm.rx_off);
 }
 
-ssize_t rs_rest_recv(struct rs_state *st, uint32_t ends, const struct iovec *iov, size_t n,
-		     size_t done, int flags)
+/* Copies [at, end) as far as it fits, and says up to where. */
+static uint64_t copy(struct rs_chan *ch, uint64_t at, uint64_t end, const struct iovec *iov,
+		     size_t n, size_t done, int flags)
 {
-	struct rs_chan ch;
-	uint64_t end, at;
-	bool reset = false;
-	ssize_t got;
-
-	rs_rest_lock(st);
-	if (!is_there(st, ends)) {
-		rs_rest_unlock(st);
-		return 0;
-	}
-	ch = st->ch;
-	at = st->sm.rx_off;
-	if (!ends_at(&st->sm, &end, &reset))
-		end = at;
-	for (size_t i = 0; i < n && at < end && !ch.rx_bad; i++) {
+	for (size_t i = 0; i < n && at < end && !ch->rx_bad; i++) {
 		size_t skip = done < iov[i].iov_len ? done : iov[i].iov_len,
 		       k = iov[i].iov_len - skip;
 
@@ -99,15 +97,36 @@ ssize_t rs_rest_recv(struct rs_state *st, uint32_t ends, const struct iovec *iov
 		if (k > end - at)
 			k = (size_t)(end - at);
 		if (!(flags & MSG_TRUNC))
-			rs_chan_rx_copy(&ch, at, (uint8_t *)iov[i].iov_base + skip, k);
+			rs_chan_rx_copy(ch, at, (uint8_t *)iov[i].iov_base + skip, k);
 		at += k;
 	}
-	got = (ssize_t)(at - st->sm.rx_off);
+	return at;
+}
+
+ssize_t rs_rest_recv(struct rs_conn *c, const struct iovec *iov, size_t n, size_t done, int flags)
+{
+	struct rs_stream *s = &c->st->sm;
+	uint64_t word, end, upto, *at;
+	bool reset, ours = true;
+	struct rs_chan ch;
+	size_t got;
+
+	/* Others read at the same time: the bytes are whose who takes them off the word. */
+	do {
+		at = look(c, &word, &end, &reset);
+		ch = c->st->ch;
+		upto = copy(&ch, s->rx_off, end, iov, n, done, flags);
+		got = (size_t)(upto - s->rx_off);
+		if (got && !(flags & MSG_PEEK))
+			ours = __atomic_compare_exchange_n(at, &word, word - got, false,
+							   __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	} while (!ours);
+	if (ch.rx_bad || (!got && reset))
+		return -ECONNRESET;
 	if (got && !(flags & MSG_PEEK)) {
-		__atomic_store_n(&st->sm.rx_off, at, __ATOMIC_RELAXED);
+		__atomic_store_n(&s->rx_off, upto, __ATOMIC_RELAXED);
 		/* The peer, should it look whether all was read. It waits for nothing. */
-		__atomic_store_n(&ch.mine->head, at, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&ch.mine->head, upto, __ATOMIC_SEQ_CST);
 	}
-	rs_rest_unlock(st);
-	return ch.rx_bad || (!got && reset) ? -ECONNRESET : got;
+	return (ssize_t)got;
 }

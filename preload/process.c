@@ -176,28 +176,22 @@ static void disown(int fd, uintptr_t word, void *arg)
 	if (!forking || c->shared != forking)
 		c->holders = NULL; /* we were not counted */
 	c->bound = false;
-	if (c->rest)
+	if (c->rest || (forking && keeps && c->kept == forking && !c->plain)) {
 		rs_owner_disown(c);
-	if (forking && keeps && c->kept == forking && !c->plain) {
-		rs_owner_disown(c);
-		c->st = &rs_state_none;
 		return;
 	}
 	c->kept_first = 0;
 	fresh = c->fresh && c->holders && forking && !c->plain;
-	c->st = &rs_state_none;
+	rs_conn_forget_state(c, false);
 	if (fresh) {
-		c->st = rs_state_fresh();
-		c->plain = !c->st; /* no memory */
+		c->plain = !rs_conn_renew_state(c);
 		fresh = !c->plain;
-		if (!fresh)
-			c->st = &rs_state_none;
 	}
 	if (!c->plain && !fresh) {
 		c->reset = true; /* its bytes are not all in the kernel: never a silent cut */
 		c->err = ECONNRESET;
 		c->reason = RS_REASON_FORKED;
-		c->st = &rs_state_dead;
+		rs_conn_forget_state(c, true);
 	}
 }
 
@@ -213,8 +207,19 @@ static void first_thread_ends(void *value)
 	rs_control_main_exits();
 }
 
+/* By the parent's thread id. */
+static void find_inside(int fd, uintptr_t word, void *arg)
+{
+	(void)fd;
+	if (rs_file_kind(word) == RS_KIND_CONN)
+		*(bool *)arg |= rs_lock_mine(&((struct rs_conn *)rs_file_pointer(word))->lock);
+}
+
 static void after_fork_child(void)
 {
+	bool inside = false; /* a handler that interrupted our own call has forked */
+
+	rs_files_each(0, UINT32_MAX, find_inside, &inside);
 	rs_tid_cache = 0;
 	fork_lock.word = 0;
 	rs_process_pid = rs_sys0(SYS_getpid);
@@ -233,6 +238,7 @@ static void after_fork_child(void)
 	rs_bell_forget();
 	rs_owner_forked(true, forking && prepared);
 	rs_files_each(0, UINT32_MAX, disown, NULL);
+	rs_owner_disowned(inside);
 	pthread_setspecific(first_thread, &first_thread); /* it is the one that has forked */
 	forking = 0;
 }

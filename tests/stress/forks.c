@@ -5,6 +5,9 @@
  */
 #include <errno.h>
 #include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -67,6 +70,28 @@ static void *bounce(void *arg)
 	return NULL;
 }
 
+/* What a child has of its parent's streams it must not be able to change, nor to make so. */
+static bool can_write_states(void)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	bool can = !maps, seen = false;
+	char line[512];
+
+	while (maps && fgets(line, sizeof(line), maps)) {
+		char *end, *p = strstr(line, "rsock-states");
+		uintptr_t from = strtoul(line, &end, 16), to = strtoul(end + 1, &end, 16);
+
+		if (!p)
+			continue;
+		seen = true;
+		can |= end[2] == 'w' ||
+		       mprotect((void *)from, to - from, PROT_READ | PROT_WRITE) == 0;
+	}
+	if (maps)
+		fclose(maps);
+	return can || !seen;
+}
+
 static void bystander(const struct echo *e, uint32_t how)
 {
 	switch (how) {
@@ -79,6 +104,8 @@ static void bystander(const struct echo *e, uint32_t how)
 	case 1:
 		usleep(3000);
 		break;
+	case 3:
+		_exit(can_write_states() ? 1 : 0);
 	default:
 		break;
 	}
@@ -110,7 +137,8 @@ static void idle_children(void)
 			bystander(e, how);
 		if (how == 2)
 			kill(pid, SIGKILL);
-		reap(pid);
+		if (reap(pid) != 0 && how == 3)
+			stress_fail("a child can write its parent's streams");
 		forks++;
 	} while (stress_now() < end && !stress_failed());
 	for (int i = 0; i < BYSTANDERS; i++) {

@@ -25,10 +25,11 @@ const uint8_t rs_shm_shift[RS_TIERS] = { 16, 20, 23 };
 #define MAX_SNDBUF (4u << 20) /* net.ipv4.tcp_wmem's default maximum */
 #define MIN_RCVBUF (64u << 10) /* the window that TCP offers before it has seen anybody read */
 /*
- * What is staged the peer cannot see. Two programs that write, each blocked until the other has read some,
- * go on as long as their rings together hold less than one ring and two thirds.
+ * What is staged the peer cannot see, and a program that writes as long as there is nothing to read gets
+ * ahead by as much. Should the entry fail, it goes to TCP behind what that holds already. The other end, which
+ * has got ahead too, must still find room in its ring to read its way through all of that.
  */
-#define MAX_STAGED (4u << 20)
+#define MAX_STAGED (1u << 20)
 #define SHRINK_AFTER 64 /* times found empty */
 #define GROW_AFTER 16 /* times found full */
 

@@ -34,14 +34,14 @@ struct child {
 struct rs_owner {
 	int ask; /* eventfd: its control thread looks for who has asked */
 	int pid; /* pidfd */
+	int pipe; /* our end of the one that tells it of us: its own is gone when it has become another program */
 };
 
 static struct rs_lock lock; /* `child` */
 static struct child child[CHILDREN];
 static uint32_t children;
 static int ask = -1, pid = -1; /* our own */
-static int pipe_end = -1; /* the child's, around the fork, */
-static int held_end[ANCESTORS]; /* and in the child: of each of */
+static int pipe_end = -1; /* the child's, around the fork */
 static struct rs_owner owner[ANCESTORS];
 static uint32_t owners;
 static uint32_t yielding;
@@ -209,8 +209,7 @@ void rs_owner_forked(bool is_child, bool prepared)
 	yielding = 0;
 	foreign = 0;
 	if (prepared) {
-		held_end[owners] = pipe_end; /* open until we have nothing of the owner's */
-		owner[owners++] = (struct rs_owner){ ask, pid };
+		owner[owners++] = (struct rs_owner){ ask, pid, pipe_end };
 	} else {
 		if (pipe_end >= 0)
 			rs_fd_close(pipe_end);
@@ -354,10 +353,11 @@ void rs_owner_ended(struct rs_conn *c, bool reset)
 
 static bool is_dead(const struct rs_owner *o)
 {
-	struct pollfd p = { .fd = o->pid, .events = POLLIN };
+	struct pollfd p[] = { { .fd = o->pid, .events = POLLIN }, { .fd = o->pipe } };
 	const struct timespec now = { 0 };
 
-	return rs_sys5(SYS_ppoll, &p, 1, &now, NULL, 8) == 1 && p.revents & POLLIN;
+	return rs_sys5(SYS_ppoll, p, 2, &now, NULL, 8) > 0 &&
+	       (p[0].revents & POLLIN || p[1].revents & POLLERR);
 }
 
 bool rs_owner_dead(const struct rs_conn *c)
@@ -379,7 +379,7 @@ static void forget_owners(void)
 		owners--;
 		rs_fd_close(owner[owners].ask);
 		rs_fd_close(owner[owners].pid);
-		rs_fd_close(held_end[owners]);
+		rs_fd_close(owner[owners].pipe);
 	}
 }
 

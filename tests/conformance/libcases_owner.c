@@ -27,11 +27,13 @@ static void reap(const char *label, pid_t pid)
 	status(label, w);
 }
 
+static bool lives_on; /* the one with the connection, as another program */
+
 static void wait_orphan(pid_t parent)
 {
-	while (getppid() == parent)
+	while (!lives_on && getppid() == parent)
 		nap(1);
-	nap(20);
+	nap(lives_on ? 200 : 20);
 }
 
 static void answer(int fd, bool ok)
@@ -86,6 +88,23 @@ static void execs(int fd)
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 	heir(fd);
 	execl("/bin/true", "true", (char *)NULL);
+	_exit(4);
+}
+
+/* By a system call of its own, which nobody hears of; the new program lives on. */
+static void execs_unheard(int fd)
+{
+	static char name[] = "sleep", seconds[] = "60";
+	char *const argv[] = { name, seconds, NULL }, *const envp[] = { NULL };
+	long r = SYS_execve;
+
+	lives_on = true;
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	heir(fd);
+	__asm__ volatile("syscall"
+			 : "+a"(r)
+			 : "D"("/bin/sleep"), "S"(argv), "d"(envp)
+			 : "rcx", "r11", "memory");
 	_exit(4);
 }
 
@@ -148,6 +167,20 @@ CASE(owner, exits_at_once, ONE)
 CASE(owner, execs, ONE)
 {
 	heir_goes_on(execs, USED_MS);
+}
+
+CASE(owner, execs_unheard, ONE)
+{
+	pid_t pid;
+	int fd = with_child(execs_unheard, USED_MS, &pid);
+	char b[4];
+
+	ret("sendn", sendn(fd, OURS, 3));
+	ret("recvn", recvn(fd, THEIRS, 4));
+	retd("heir", recv(fd, b, 1, MSG_WAITALL), b);
+	ret("end", recv(fd, b, 1, 0));
+	kill(pid, SIGKILL);
+	reap("status", pid);
 }
 
 CASE(owner, closes, ONE)

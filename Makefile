@@ -231,7 +231,7 @@ test-engines:
 	$(Q)tools/deps.sh engines
 	$(Q)$(MAKE) $(JOBS) all
 	$(Q)tests/lab/kernel >/dev/null
-	$(call run-suite,engines) --timeout=2700 "tests/lab/run --folder engines"
+	$(call run-suite,engines) --timeout=2700 "tests/lab/run --folder engines --jobs 1"
 
 # The unit and stress programs again, in a build of their own with sanitizers.
 test-asan: SANITIZER := address,undefined

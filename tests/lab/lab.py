@@ -65,6 +65,7 @@ def needs(**what):
     timeout=SECONDS.
 
     also="siw": the case runs a second time, with that device.
+    alone=True: with nothing beside it, for it measures time.
     todo="what is known to be wrong": that it fails is shown, and counted neither way.
     netdevs="vlan" or a list: kinds of netdev that the kernel must know. Without, the case is shown as
     not run, and counted neither way.

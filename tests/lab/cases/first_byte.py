@@ -125,7 +125,7 @@ ARRANGEMENTS = {
 
 
 def make_case(how):
-    @needs(device=how.device)
+    @needs(device=how.device, alone=True)
     def case(lab):
         a = lab.hosts[0]
         if how.before:

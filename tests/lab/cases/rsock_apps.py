@@ -101,19 +101,28 @@ def case_redis_over_IPv6(lab):
     redis(lab, lab.hosts[1].ip6, ("set", "get"), 10)
 
 
+def iperf3(lab, seconds, more):
+    """The paths of its connections."""
+    a, b = lab.hosts
+    server = b.spawn([*RSOCK, "iperf3", "-s", "-1", "-B", b.ip])
+    server.wait_listening(5201)
+    client = a.spawn([*RSOCK, "iperf3", "-c", b.ip, "-t", seconds, "-J", *more])
+    paths = paths_while(client, a)
+    said = json.loads(client.good(20))
+    check("error" not in said, "%s" % said.get("error"))
+    check(said["end"]["sum_received"]["bytes"] > 1 << 20, "%s" % said["end"])
+    server.good(10)
+    return paths
+
+
 @needs(timeout=90, also="siw")
 def case_iperf3(lab):
-    a, b = lab.hosts
     for more in ([], ["-R"], ["-P", "4"]):
-        server = b.spawn([*RSOCK, "iperf3", "-s", "-1", "-B", b.ip])
-        server.wait_listening(5201)
-        client = a.spawn([*RSOCK, "iperf3", "-c", b.ip, "-t", "2", "-J", *more])
-        paths = paths_while(client, a)
-        said = json.loads(client.good(20))
-        check("error" not in said, "%s" % said.get("error"))
-        check(said["end"]["sum_received"]["bytes"] > 1 << 20, "%s" % said["end"])
-        check("rdma" in paths, "paths: %s" % paths)
-        server.good(10)
+        # A busy machine may need two seconds for the first look at the paths.
+        paths = [iperf3(lab, 2, more)]
+        if "rdma" not in paths[0]:
+            paths.append(iperf3(lab, 10, more))
+        check("rdma" in paths[-1], "paths: %s" % paths)
 
 
 @needs(timeout=90, also="siw")

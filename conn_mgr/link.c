@@ -70,9 +70,6 @@ static void reclaim(struct rs_link *l)
 	for (uint32_t b = 0; b < RS_BELLS; b++)
 		if (l->shm.bell_fd[b] >= 0)
 			rs_fd_close(l->shm.bell_fd[b]);
-	if (l->ring_sock >= 0)
-		close_socket(l->ring_sock);
-	l->ring_sock = -1;
 	if (l->shm.remote) {
 		rs_remote_free(l->shm.remote);
 		l->shm.remote = NULL;
@@ -113,6 +110,9 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 	for (uint32_t id = 0; id < l->slots; id++)
 		rs_link_slot_release(l, id);
 	rs_unlock(&l->lock);
+	/* None is made for it from now on. */
+	while (l->bells_sent)
+		rs_link_untrigger(l, (uint32_t)__builtin_ctz(l->bells_sent));
 	/* One that was claimed a moment ago may be attached already. */
 	rs_control_take_added();
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next) {
@@ -227,11 +227,9 @@ static struct rs_link *reclaimed(void)
 	l->slot = NULL;
 	l->slots = 0;
 	l->hint = 0;
-	l->bells_sent = 0;
 	l->idle_since = 0;
 	l->trusted = false;
 	l->overflow = false;
-	l->attached = false;
 	l->peer_full = false;
 	l->peer_segments = 0;
 	l->peer_pid = 0;
@@ -253,7 +251,6 @@ static struct rs_link *new_link(void)
 		return NULL;
 	l->born = rs_now_ms();
 	l->queue_tail = &l->queue;
-	l->ring_sock = -1;
 	memset(l->shm.bell_fd, 0xff, sizeof(l->shm.bell_fd));
 	return l;
 }
@@ -313,8 +310,9 @@ struct rs_link *rs_link_new(int sock, const char *name)
 		snprintf(l->name, sizeof(l->name), "%s", name);
 	}
 	if (rs_sys5(SYS_setsockopt, sock, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) != 0 ||
-	    (name && rs_link_add_segment(l) != 0) ||
+	    (name && (rs_link_add_segment(l) != 0 || rs_link_trigger(l, 0) < 0)) ||
 	    rs_control_watch(sock, EPOLLIN, &l->source) != 0) {
+		rs_link_untrigger(l, 0);
 		if (l->shm.nmine)
 			rs_link_drop_segment(l->shm.mine[0], l->mine_fd[0]);
 		l->shm.nmine = 0;
@@ -551,13 +549,14 @@ void rs_links_forget(bool rings)
 			rs_fd_close(l->sock);
 		if (l->shm.remote)
 			rs_remote_forget(l->shm.remote);
-		if (l->ring_sock >= 0)
-			rs_fd_close(l->ring_sock);
 		for (uint32_t s = 0; s < l->shm.nmine && !l->shm.remote && !l->dead; s++)
 			rs_fd_close(l->mine_fd[s]);
-		for (uint32_t b = 0; b < RS_BELLS; b++)
+		for (uint32_t b = 0; b < RS_BELLS; b++) {
 			if (l->shm.bell_fd[b] >= 0)
 				rs_fd_close(l->shm.bell_fd[b]);
+			if (l->bells_sent & 1u << b)
+				rs_fd_close(l->trigger[b]);
+		}
 		/* The struct is left as garbage, but for the addresses of rings that came too. */
 	}
 	rs_links = NULL;

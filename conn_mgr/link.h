@@ -45,14 +45,8 @@ struct rs_link {
 	struct rs_lock
 		lock; /* slots and the queue; a leaf: may be taken under a connection's lock */
 	int sock;
-	int ring_sock; /* a duplicate, for threads that ring; as long-lived as the memory; -1: none */
-	/*
-	 * The peer process runs as our user, who may do anything to us. Only such a peer gets our
-	 * eventfds, and may have us write its own.
-	 */
-	bool trusted;
+	bool trusted; /* the peer process runs as our user, who may do anything to us */
 	bool overflow; /* it does not read its messages */
-	bool attached; /* a stream was or is on it: threads may ring */
 	bool peer_full; /* there was no room for a segment of the peer's, and those after it */
 	uint32_t peer_segments; /* announced */
 	int32_t peer_pid; /* as the kernel says; 0: not visible */
@@ -66,7 +60,8 @@ struct rs_link {
 	uint64_t born, died, idle_since; /* ms */
 	struct rs_shm_link shm;
 	int mine_fd[RS_SHM_SEGMENTS];
-	uint32_t bells_sent;
+	uint32_t bells_sent; /* the peer has a trigger of those bells: */
+	int trigger[RS_BELLS]; /* under the lock */
 	uint32_t inherited_mine,
 		inherited_peer; /* segments that go with the fork that is going on */
 	struct rs_slot_state *slot;
@@ -169,9 +164,9 @@ extern struct rs_link *rs_links;
 bool rs_links_asleep(uint32_t bell, enum rs_bell_when when);
 /* Some link goes over RDMA. Thread-safe. */
 bool rs_links_remote(void);
-/* Sends eventfds of new bells to all peers. Thread-safe. */
+/* Sends triggers of new bells to all peers. Thread-safe. */
 void rs_links_send_bells(void);
-/* Bell 0 rang: forward for bells whose eventfd a peer does not have. */
+/* Bell 0 rang: forward to bells for which a peer has no trigger. */
 void rs_links_scan(void);
 void rs_links_timer(uint64_t now);
 /* Peers that have not said HELLO get so many ms more. */

@@ -1,9 +1,39 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 #include "conn_mgr/link_parts.h"
 
+#include <errno.h>
+
 #include "conn_mgr/conn.h"
 #include "rsock/bell.h"
 #include "rsock/sys.h"
+
+int rs_link_trigger(struct rs_link *l, uint32_t bell)
+{
+	uint32_t bit = 1u << bell;
+	int fd = -EBUSY;
+
+	rs_lock(&l->lock);
+	if (!rs_link_died(l) && !(l->bells_sent & bit))
+		fd = rs_bell_trigger(bell);
+	if (fd >= 0) {
+		l->trigger[bell] = fd;
+		__atomic_store_n(&l->bells_sent, l->bells_sent | bit, __ATOMIC_RELAXED);
+	}
+	rs_unlock(&l->lock);
+	return fd;
+}
+
+void rs_link_untrigger(struct rs_link *l, uint32_t bell)
+{
+	uint32_t bit = 1u << bell;
+
+	rs_lock(&l->lock);
+	if (l->bells_sent & bit) {
+		rs_bell_untrigger(bell, l->trigger[bell]);
+		__atomic_store_n(&l->bells_sent, l->bells_sent & ~bit, __ATOMIC_RELAXED);
+	}
+	rs_unlock(&l->lock);
+}
 
 void rs_links_send_bells(void)
 {
@@ -12,20 +42,16 @@ void rs_links_send_bells(void)
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next) {
 		uint32_t todo;
 
-		if (!rs_link_alive(l) || l->shm.remote || !l->trusted)
+		if (!rs_link_alive(l) || l->shm.remote)
 			continue;
 		todo = made & ~__atomic_load_n(&l->bells_sent, __ATOMIC_RELAXED);
-		while (todo) {
+		for (; todo; todo &= todo - 1) {
 			uint32_t b = (uint32_t)__builtin_ctz(todo);
 			struct rs_msg m = { .type = RS_MSG_BELL, .index = b };
-			int fd = rs_bell_fd(b);
+			int fd = rs_link_trigger(l, b);
 
-			todo &= todo - 1;
-			if (__atomic_fetch_or(&l->bells_sent, 1u << b, __ATOMIC_SEQ_CST) &
-			    (1u << b))
-				continue;
-			if (rs_link_send(l, &m, &fd, 1) != 0)
-				__atomic_fetch_and(&l->bells_sent, ~(1u << b), __ATOMIC_SEQ_CST);
+			if (fd >= 0 && rs_link_send(l, &m, &fd, 1) != 0)
+				rs_link_untrigger(l, b);
 		}
 	}
 }

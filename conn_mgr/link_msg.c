@@ -128,7 +128,7 @@ void rs_link_hello(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_HELLO,
 			    .features = l->shm.remote ? RS_FEATURE_RDMA
-						      : RS_FEATURE_SHM | RS_FEATURE_RING |
+						      : RS_FEATURE_SHM | RS_FEATURE_TRIGGER |
 								RS_FEATURE_WHERE,
 			    .slots = RS_SHM_SLOTS };
 
@@ -141,7 +141,7 @@ void rs_link_hello(struct rs_link *l)
 		memcpy(m.process, rs_process_id(), sizeof(m.process));
 		memcpy(m.tier_shift, l->shm.mine[0]->tier_shift, RS_TIERS);
 	}
-	rs_link_send(l, &m, &l->mine_fd[0], 1);
+	rs_link_send(l, &m, (int[]){ l->mine_fd[0], l->trigger[0] }, 2);
 }
 
 /* Honest processes close a link that they have no stream on; others must not fill the table. */
@@ -206,33 +206,41 @@ static void cannot(struct rs_link *l, int error)
 	rs_link_kill(l, rs_now_ms());
 }
 
-/* 0; -EPERM: the peer lies; else what we have not got for it. */
-static int take_hello(struct rs_link *l, int memfd)
+/* A trigger of a bell of the peer's. */
+static int take_trigger(struct rs_link *l, uint32_t bell, int *fd)
 {
-	int fd;
-	int r = rs_shm_map(memfd, &l->shm.peer[0]);
+	if (!rs_fd_is_eventfd(*fd))
+		return -EPERM;
+	__atomic_store_n(&l->shm.bell_fd[bell], rs_fd_hide(*fd), __ATOMIC_RELEASE);
+	*fd = -1;
+	return 0;
+}
+
+/* 0; -EPERM: the peer lies; else what we have not got for it. */
+static int take_hello(struct rs_link *l, int *fds)
+{
+	int r = rs_shm_map(fds[0], &l->shm.peer[0]);
 
 	if (r != 0)
 		return r;
 	l->shm.npeer = 1;
 	l->peer_segments = 1;
-	/* Not before now, for anybody can connect. */
-	if (!l->shm.nmine)
-		r = rs_link_add_segment(l);
+	r = take_trigger(l, 0, &fds[1]);
 	if (r != 0)
-		return r == -EPERM ? -ENOMEM : r;
-	fd = rs_fd_dup(l->sock);
-	if (fd < 0)
-		return fd;
-	l->ring_sock = fd;
-	l->shm.bell_fd[0] = RS_BELL_SOCKET(l->ring_sock);
-	return 0;
+		return r;
+	/* Not before now, for anybody can connect. */
+	if (!l->shm.nmine) {
+		r = rs_link_add_segment(l);
+		if (r == 0)
+			r = rs_link_trigger(l, 0);
+	}
+	return r == -EPERM ? -ENOMEM : r < 0 ? r : 0;
 }
 
-static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds)
+static void got_hello(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
 {
 	static const uint8_t none[RS_HELLO_PROOF_LEN];
-	const uint32_t need = RS_FEATURE_SHM | RS_FEATURE_RING;
+	const uint32_t need = RS_FEATURE_SHM | RS_FEATURE_TRIGGER;
 	/* Nobody has to prove a key here. */
 	bool first = !l->up && memcmp(m->proof, none, sizeof(none)) == 0;
 	int r = -EPERM;
@@ -240,8 +248,8 @@ static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds,
 	if (first && !m->features && l->initiator && m->slots > RS_REASON_STARTING &&
 	    m->slots < RS_REASON_COUNT)
 		rs_claim_link_refused(l, (enum rs_reason)m->slots, RS_CLAIM_NEVER);
-	else if (first && nfds == 1 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
-		r = take_hello(l, fds[0]);
+	else if (first && nfds == 2 && m->slots == RS_SHM_SLOTS && (m->features & need) == need)
+		r = take_hello(l, fds);
 	if (r == 0)
 		come_up(l, m);
 	else if (r == -EPERM)
@@ -255,18 +263,8 @@ static void got_hello(struct rs_link *l, const struct rs_msg *m, const int *fds,
 static void got_bell(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
 {
 	if (nfds != 1 || m->index >= RS_BELLS || l->shm.bell_fd[m->index] >= 0 ||
-	    !rs_fd_is_eventfd(fds[0])) {
+	    take_trigger(l, m->index, &fds[0]) != 0)
 		rs_link_kill(l, rs_now_ms());
-		return;
-	}
-	if (!l->trusted)
-		return;
-	__atomic_store_n(&l->shm.bell_fd[m->index], rs_fd_hide(fds[0]), __ATOMIC_RELEASE);
-	fds[0] = -1;
-	if (m->index == 0 && !l->attached) {
-		rs_fd_close(l->ring_sock);
-		l->ring_sock = -1;
-	}
 }
 
 static void got_segment(struct rs_link *l, const struct rs_msg *m, const int *fds, size_t nfds)
@@ -289,8 +287,9 @@ static void got_segment(struct rs_link *l, const struct rs_msg *m, const int *fd
 /* How many descriptors a message may carry. */
 static size_t most_fds(uint8_t type)
 {
-	return type == RS_MSG_HELLO || type == RS_MSG_BELL || type == RS_MSG_SEGMENT ||
-	       type == RS_MSG_CLAIM || type == RS_MSG_CLAIM_OK;
+	return type == RS_MSG_HELLO ? 2
+				    : type == RS_MSG_BELL || type == RS_MSG_SEGMENT ||
+					      type == RS_MSG_CLAIM || type == RS_MSG_CLAIM_OK;
 }
 
 void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t nfds)
@@ -305,12 +304,10 @@ void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t
 		return;
 	}
 	if (!l->up || (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT ||
-					 m->type == RS_MSG_RING || m->type == RS_MSG_WHERE ||
-					 m->type == RS_MSG_HERE))) {
+					 m->type == RS_MSG_WHERE || m->type == RS_MSG_HERE))) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
-	l->attached |= m->type == RS_MSG_CLAIM_OK || m->type == RS_MSG_REVEAL;
 	switch (m->type) {
 	case RS_MSG_BELL:
 		got_bell(l, m, fds, nfds);
@@ -330,8 +327,6 @@ void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t
 	case RS_MSG_REVEAL:
 		rs_claim_reveal(l, m);
 		return;
-	case RS_MSG_RING:
-		return; /* rs_link_event() looks, after any message */
 	case RS_MSG_WHERE:
 		rs_elsewhere_asked(l, m);
 		return;
@@ -436,6 +431,4 @@ void rs_link_event(struct rs_source *s, uint32_t events)
 		drain_queue(l);
 	for (int budget = 256; budget && receive(l); budget--)
 		;
-	/* A peer without our eventfds rings by message; or not at all, when the socket is full. */
-	rs_link_scan(l);
 }

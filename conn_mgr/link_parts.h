@@ -37,6 +37,13 @@ void rs_link_slot_release(struct rs_link *l, uint32_t id);
 
 /* ---- link_bell.c ---- */
 
+/*
+ * The peer's own trigger of a bell of ours, made for it now; -errno, also when it has one. And it is over
+ * with it. Both thread-safe.
+ */
+int rs_link_trigger(struct rs_link *l, uint32_t bell);
+void rs_link_untrigger(struct rs_link *l, uint32_t bell);
+
 /* Messages, room and death of a queue pair, whoever has polled it. */
 void rs_link_look(struct rs_link *l);
 /* Rings for the peer whom it could not ring itself. */

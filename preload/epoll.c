@@ -355,6 +355,7 @@ static void mark(struct rs_epoll *ep)
 	if (bell) {
 		/* Before the first event can come: a waiter must know what it is. */
 		RS_SET(ep->bell, bell);
+		rs_bell_clear(bell); /* a poll may have left it rung */
 		__atomic_store_n(&ep->marked, true, __ATOMIC_SEQ_CST);
 		if (rs_sys4(SYS_epoll_ctl, RS_GET(ep->epfd), EPOLL_CTL_ADD, rs_bell_fd(bell),
 			    &ev) != 0) {

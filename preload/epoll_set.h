@@ -66,8 +66,8 @@ struct rs_epoll {
 	uint32_t items;
 	uint32_t kernel_fds; /* descriptors that the program added to the kernel's set */
 	uint32_t bell;
-	bool marked; /* the bell's eventfd is in the kernel's set */
-	uint64_t tag; /* data word of the bell's eventfd */
+	bool marked; /* the bell is in the kernel's set */
+	uint64_t tag; /* the bell's data word there */
 	uint32_t sleepers;
 	bool nested; /* some other set watches this one: its bell must always be heard */
 	uint32_t spin;

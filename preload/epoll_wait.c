@@ -175,7 +175,7 @@ static void look_inside(struct rs_epoll *ep, int depth)
 
 /* ---- the kernel's part ---- */
 
-/* The kernel's part, without our own eventfd. Returns events or -errno. */
+/* The kernel's part, without the set's bell. Returns events or -errno. */
 static int kernel_wait(struct rs_epoll *ep, struct epoll_event *ev, int max,
 		       const struct timespec *timeout, const sigset_t *mask)
 {
@@ -253,7 +253,6 @@ static bool any_ready(struct rs_epoll *ep)
 static bool ready_inside(struct rs_epoll *ep, int depth)
 {
 	struct pollfd p = { .events = POLLIN };
-	uint64_t count;
 	bool ready;
 
 	if (RS_GET(ep->inner) && depth > 0)
@@ -269,7 +268,7 @@ static bool ready_inside(struct rs_epoll *ep, int depth)
 			rs_bell_ring(1u << RS_GET(ep->bell));
 		return true;
 	}
-	if (rs_sys3(SYS_read, p.fd, &count, sizeof(count)) < 0)
+	if (!rs_bell_clear(RS_GET(ep->bell)))
 		return false;
 	/* That ring may have been another's: he sleeps on, and must hear of what comes next. */
 	if (!__atomic_load_n(&ep->sleepers, __ATOMIC_SEQ_CST))

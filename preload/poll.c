@@ -173,7 +173,9 @@ static void awake(struct set *s)
 		return;
 	rs_links_asleep(s->bell, RS_BELL_NEVER);
 	arm(s, s->bell, false);
-	rs_bell_clear(s->bell);
+	/* Who rings later wakes the next that has it, in vain. */
+	if (s->k[s->n].revents)
+		rs_bell_clear(s->bell);
 	rs_bell_put(s->bell);
 }
 

@@ -231,8 +231,8 @@ static void ring_bells(struct rs_chan *c, uint32_t mask)
 		if (when != RS_BELL_NEVER) {
 			int fd = __atomic_load_n(&c->link->bell_fd[b], __ATOMIC_ACQUIRE);
 
-			/* Its eventfd has not come yet: the control thread over there forwards. */
-			rs_bell_ring_peer(fd >= 0 ? fd : c->link->bell_fd[0]);
+			/* Its trigger has not come yet: the control thread over there forwards. */
+			rs_trigger_pull(fd >= 0 ? fd : c->link->bell_fd[0]);
 		}
 	}
 }

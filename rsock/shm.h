@@ -15,8 +15,8 @@
  *
  * Waking: whoever waits writes into its own slot how (a futex word for blocking calls, a mask of
  * bells for epoll and poll), then looks again; whoever moves data publishes, then reads that. A bell
- * is an eventfd of the waiting process plus a cache line in its slab: a bitmap of streams with news
- * and a flag that says whether the eventfd needs to be written.
+ * is a descriptor of the waiting process (bell.h) plus a cache line in its slab: a bitmap of streams with
+ * news and a flag that says whether the bell needs to be rung.
  *
  * Everything read from a slot or a bell that the peer can write is untrusted.
  */
@@ -36,10 +36,10 @@
 #define RS_SEGS 4u /* one that the reader is in, one down, two up */
 #define RS_BELLS 32u /* bell 0 belongs to the control thread */
 
-/* When the bell's eventfd is to be written. */
+/* When the bell is to be rung. */
 enum rs_bell_when {
 	RS_BELL_NEVER = 0, /* its owner is awake and looks by itself */
-	RS_BELL_ONCE = 1, /* its owner sleeps: whoever swaps this to NEVER writes */
+	RS_BELL_ONCE = 1, /* its owner sleeps: whoever swaps this to NEVER rings */
 	RS_BELL_ALWAYS = 2, /* others sleep on it, unknown to its owner (nested epoll) */
 };
 
@@ -91,7 +91,7 @@ struct rs_shm_link {
 	uint32_t nmine, npeer;
 	struct rs_remote
 		*remote; /* over RDMA: `mine` is private memory, `peer` unused (remote.h) */
-	/* The peer's eventfds, -1 where not known; 0 is always known, perhaps an RS_BELL_SOCKET(). */
+	/* Triggers of the peer's bells, -1: none yet. Of bell 0 there is one when a stream is on it. */
 	int bell_fd[RS_BELLS];
 };
 

@@ -139,10 +139,9 @@ void rs_fd_close_aside(int fd);
 /* How many such closes are going on. */
 uint32_t rs_fd_asides(void);
 /*
- * Write 1 to an eventfd that other processes have too, or empty it. They can clear O_NONBLOCK, fill it
- * and empty it at any time: neither call waits for them. (A write has no flag that says so: it is
- * skipped when the eventfd is full. That its owner fills it in between must not be worth anything to
- * the owner, see docs/protocol.md.)
+ * Write 1 to an eventfd that processes related to us have too, or empty it. They can clear O_NONBLOCK, fill
+ * it and empty it at any time: neither call waits for them. (A write has no flag that says so: it is
+ * skipped when the eventfd is full, and waits should it be filled in between.)
  */
 void rs_eventfd_ring(int fd);
 void rs_eventfd_clear(int fd);

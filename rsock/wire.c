@@ -316,8 +316,6 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		m->port = (uint16_t)get(&c, 2);
 		get_zero(&c, 2);
 		break;
-	case RS_MSG_RING:
-		break;
 	default:
 		return -1;
 	}

@@ -64,7 +64,7 @@ int rs_frame_decode(rs_mac_fn mac, const uint8_t key[RS_KEY_LEN], int dir,
 /* Feature bits of HELLO: unknown bits are ignored; both ends use the intersection. */
 #define RS_FEATURE_SHM 0x00000001u
 #define RS_FEATURE_RDMA 0x00000002u
-#define RS_FEATURE_RING 0x00000004u /* RING is understood; HELLO carries no bell */
+#define RS_FEATURE_TRIGGER 0x00000004u /* HELLO carries a trigger of bell 0 */
 #define RS_FEATURE_WHERE 0x00000008u /* WHERE and HERE are understood */
 
 enum rs_msg_type {
@@ -81,11 +81,10 @@ enum rs_msg_type {
 	/* The sender has forgotten the stream; in `epoch` it wrote `offset` control bytes to TCP. */
 	RS_MSG_GONE = 11,
 	RS_MSG_FIN = 12, /* hint: the direction ends at `offset` */
-	RS_MSG_BELL = 13, /* carries an eventfd: the sender's bell number `index` */
+	RS_MSG_BELL = 13, /* carries an eventfd: a trigger of the sender's bell number `index` */
 	RS_MSG_SEGMENT = 14, /* carries a memfd: segment number `index` of the sender's slab */
-	RS_MSG_RING = 15, /* some bell of the addressee rings */
-	RS_MSG_WHERE = 16, /* have you accepted `tuple`? on one host, for a client on another */
-	RS_MSG_HERE = 17, /* the answer to a WHERE: at RDMA port `port` */
+	RS_MSG_WHERE = 15, /* have you accepted `tuple`? on one host, for a client on another */
+	RS_MSG_HERE = 16, /* the answer to a WHERE: at RDMA port `port` */
 	RS_MSG_COUNT
 };
 

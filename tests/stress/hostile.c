@@ -38,7 +38,6 @@
 #define REVEAL 5
 #define BELL 13
 #define SEGMENT 14
-#define RING 15
 #define FLOOD 900
 #define PENDING 64
 
@@ -96,16 +95,37 @@ static ssize_t say(int sock, const void *bytes, size_t len, const int *fds, size
 	return sendmsg(sock, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* The type of the next message, 0: the end, -1: nothing comes. Throws descriptors away. */
+/* Of the last message that was heard. */
+static int heard[2] = { -1, -1 };
+
+/* The type of the next message, 0: the end, -1: nothing comes. */
 static int hear(int sock, int ms)
 {
 	struct pollfd p = { sock, POLLIN, 0 };
+	union {
+		struct cmsghdr align;
+		char buf[CMSG_SPACE(sizeof(heard))];
+	} ctl;
 	uint8_t bytes[256];
+	struct iovec iov = { bytes, sizeof(bytes) };
+	struct msghdr mh = { .msg_iov = &iov,
+			     .msg_iovlen = 1,
+			     .msg_control = ctl.buf,
+			     .msg_controllen = sizeof(ctl.buf) };
+	struct cmsghdr *cm;
 	ssize_t n;
 
 	if (poll(&p, 1, ms) <= 0)
 		return -1;
-	n = recv(sock, bytes, sizeof(bytes), MSG_DONTWAIT);
+	for (int i = 0; i < 2; i++) {
+		if (heard[i] >= 0)
+			close(heard[i]);
+		heard[i] = -1;
+	}
+	n = recvmsg(sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	cm = n > 0 ? CMSG_FIRSTHDR(&mh) : NULL;
+	if (cm && cm->cmsg_type == SCM_RIGHTS)
+		memcpy(heard, CMSG_DATA(cm), cm->cmsg_len - CMSG_LEN(0));
 	return n >= 8 ? bytes[3] : 0;
 }
 
@@ -157,7 +177,7 @@ static int slab(uint64_t magic, off_t size, int seals, int flags)
 static size_t hello(uint8_t *m)
 {
 	message(m, HELLO, HELLO_LEN);
-	m[8] = 5; /* SHM, RING */
+	m[8] = 5; /* SHM, TRIGGER */
 	m[29] = 1; /* 256 slots */
 	m[32] = 16;
 	m[33] = 20;
@@ -165,14 +185,25 @@ static size_t hello(uint8_t *m)
 	return HELLO_LEN;
 }
 
+/* What an honest HELLO carries. */
+static const int *gifts(void)
+{
+	static int fds[2];
+
+	if (!fds[0]) {
+		fds[0] = slab(MAGIC, SLAB, SEALS, O_RDWR);
+		fds[1] = eventfd(0, EFD_NONBLOCK);
+	}
+	return fds;
+}
+
 /* A link that is up. */
 static int linked(void)
 {
-	int sock = dial(), fd = slab(MAGIC, SLAB, SEALS, O_RDWR);
+	int sock = dial();
 	uint8_t m[64];
 
-	say(sock, m, hello(m), &fd, 1);
-	close(fd);
+	say(sock, m, hello(m), gifts(), 2);
 	if (!hear_type(sock, HELLO)) {
 		check(false, "no answer to an honest HELLO");
 		exit(bad);
@@ -245,17 +276,17 @@ static size_t zoo(int *fds)
 static void lie_words(void)
 {
 	uint8_t m[4096];
-	int sock, fd = slab(MAGIC, SLAB, SEALS, O_RDWR);
+	int sock;
 
 	for (size_t len = 0; len < HELLO_LEN; len += 5) {
 		sock = dial();
 		hello(m);
-		say(sock, m, len, &fd, 1);
+		say(sock, m, len, gifts(), 2);
 		ends(sock, "a cut HELLO");
 	}
 	sock = dial();
 	hello(m);
-	say(sock, m, HELLO_LEN + 1, &fd, 1);
+	say(sock, m, HELLO_LEN + 1, gifts(), 2);
 	ends(sock, "a long HELLO");
 	sock = dial();
 	say(sock, m, 4096, NULL, 0);
@@ -275,14 +306,14 @@ static void lie_words(void)
 		m[at] = (uint8_t)(m[at] + 64);
 		if (at == 8)
 			m[at] = 1;
-		say(sock, m, HELLO_LEN, &fd, 1);
+		say(sock, m, HELLO_LEN, gifts(), 2);
 		if (at >= 32 && at < 35)
 			close(sock); /* the slab's own word counts */
 		else
 			ends(sock, "a wrong HELLO");
 	}
 	sock = linked();
-	say(sock, m, hello(m), &fd, 1);
+	say(sock, m, hello(m), gifts(), 2);
 	ends(sock, "two HELLOs");
 	/* Streams that do not exist, whatever is said of them. */
 	sock = linked();
@@ -301,11 +332,6 @@ static void lie_words(void)
 		}
 	}
 	answers(sock, "streams that do not exist");
-	for (int i = 0; i < 5000; i++) {
-		if (say(sock, m, message(m, RING, 8), NULL, 0) < 0)
-			usleep(100);
-	}
-	answers(sock, "RING again and again");
 	close(sock);
 	/* Questions whose answers nobody reads. */
 	sock = linked();
@@ -318,19 +344,22 @@ static void lie_words(void)
 			break;
 	}
 	ends(sock, "answers that nobody reads");
-	close(fd);
 }
 
 static void lie_descriptors(void)
 {
-	int fds[300], good = slab(MAGIC, SLAB, SEALS, O_RDWR), bell = eventfd(0, 0), sock;
+	const int good = gifts()[0], bell = gifts()[1];
+	int fds[300], sock;
 	size_t n = zoo(fds);
 	uint8_t m[128];
 
 	for (size_t i = 0; i < n; i++) {
 		sock = dial();
-		say(sock, m, hello(m), &fds[i], 1);
-		ends(sock, "a HELLO with the wrong descriptor");
+		say(sock, m, hello(m), (int[]){ fds[i], bell }, 2);
+		ends(sock, "a HELLO with the wrong slab");
+		sock = dial();
+		say(sock, m, hello(m), (int[]){ good, fds[i] }, 2);
+		ends(sock, "a HELLO with the wrong trigger");
 		sock = linked();
 		message(m, BELL, 12);
 		say(sock, m, 12, &fds[i], 1);
@@ -361,16 +390,19 @@ static void lie_descriptors(void)
 	say(sock, m, hello(m), NULL, 0);
 	ends(sock, "a HELLO without descriptor");
 	sock = dial();
-	say(sock, m, hello(m), (int[]){ good, bell }, 2);
-	ends(sock, "a HELLO with two descriptors");
+	say(sock, m, hello(m), gifts(), 1);
+	ends(sock, "a HELLO without a trigger");
+	sock = dial();
+	say(sock, m, hello(m), (int[]){ bell, good }, 2);
+	ends(sock, "a HELLO whose descriptors are the wrong way round");
+	sock = dial();
+	say(sock, m, hello(m), (int[]){ good, bell, bell }, 3);
+	ends(sock, "a HELLO with three descriptors");
 	for (size_t i = 0; i < 253; i++)
 		fds[i] = fds[i % n];
 	sock = dial();
 	say(sock, m, hello(m), fds, 253);
 	ends(sock, "a HELLO with 253 descriptors");
-	sock = linked();
-	say(sock, m, message(m, RING, 8), &bell, 1);
-	ends(sock, "a RING with a descriptor");
 	sock = linked();
 	say(sock, m, message(m, BELL, 12), NULL, 0);
 	ends(sock, "a BELL without descriptor");
@@ -387,10 +419,42 @@ static void lie_descriptors(void)
 	sock = linked();
 	message(m, BELL, 12);
 	say(sock, m, 12, &bell, 1);
+	ends(sock, "BELL 0, which HELLO had");
+	sock = linked();
+	message(m, BELL, 12);
+	m[8] = 1;
+	say(sock, m, 12, &bell, 1);
 	message(m, SEGMENT, 12);
 	m[8] = 1;
 	say(sock, m, 12, &good, 1);
 	answers(sock, "a good BELL and a good SEGMENT");
+	close(sock);
+}
+
+/* Triggers: its own, which it leaves full and blocking, and those that it got, which it keeps. */
+static void lie_triggers(void)
+{
+	static const uint64_t full = UINT64_MAX - 1, one = 1;
+	int sock = linked(), got = dup(heard[1]), mine = gifts()[1];
+	uint64_t n;
+
+	check(got >= 0 && fcntl(got, F_SETFL, O_NONBLOCK) == 0, "a HELLO without a trigger");
+	for (int i = 0; i < 200000; i++)
+		check(read(got, &n, sizeof(n)) == sizeof(n), "a trigger that cannot be pulled");
+	answers(sock, "a trigger that is pulled again and again");
+	while (write(got, &one, sizeof(one)) == sizeof(one))
+		;
+	fcntl(got, F_SETFL, 0);
+	write(mine, &full, sizeof(full));
+	fcntl(mine, F_SETFL, 0);
+	answers(sock, "full triggers on which calls wait");
+	close(sock);
+	usleep(200000);
+	fcntl(got, F_SETFL, O_NONBLOCK);
+	for (int i = 0; i < 200000; i++)
+		check(read(got, &n, sizeof(n)) == sizeof(n), "a trigger that cannot be pulled");
+	sock = linked();
+	answers(sock, "one that was kept is pulled again and again");
 	close(sock);
 }
 
@@ -416,6 +480,7 @@ static int liar(char **argv)
 	} lies[] = {
 		{ "words", lie_words },
 		{ "descriptors", lie_descriptors },
+		{ "triggers", lie_triggers },
 		{ "flood", lie_flood },
 	};
 	uid_t uid = (uid_t)strtoul(argv[3], NULL, 10);
@@ -517,14 +582,14 @@ static void honest(const char *what, uid_t uid)
 
 int main(int argc, char **argv)
 {
-	static const char *const lies[] = { "words", "descriptors", "flood" };
+	static const char *const lies[] = { "words", "descriptors", "triggers", "flood" };
 	uint32_t before, after;
 	pthread_t a, b;
 	int fds[2];
 
 	if (argc == 4)
 		return liar(argv);
-	stress_begin(4, 280);
+	stress_begin(5, 280);
 	signal(SIGPIPE, SIG_DFL); /* nothing of ours may raise it */
 	listener = stress_listen(&port);
 	stress_pair(listener, port, fds);
@@ -534,9 +599,8 @@ int main(int argc, char **argv)
 	b = stress_thread(play, &fds[0]);
 	usleep(200000);
 	before = stress_fds(0, 0);
-	for (size_t i = 0; i < 3; i++) {
+	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
 		honest(lies[i], getuid());
-		/* Another user gets no eventfd of ours, and is rung by message. */
 		if (getuid() == 0)
 			honest(lies[i], 12345);
 		stress_point(lies[i]);

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -647,21 +648,19 @@ static void lying_receiver(void **state)
 
 /* ---- waking ---- */
 
-static uint64_t rung(int fd)
-{
-	uint64_t count = 0;
-
-	return read(fd, &count, sizeof(count)) == sizeof(count) ? count : 0;
-}
-
 static void bells(void **state)
 {
 	struct rs_shm_bell *bell5 = &right.mine[0]->bells[5], *bell0 = &right.mine[0]->bells[0];
-	int fd5 = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
-	    fd0 = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	uint32_t rings5, rings0;
 
 	(void)state;
-	left.bell_fd[0] = fd0;
+	assert_int_equal(rs_bell_init(), 0);
+	rings5 = rs_bell_get();
+	rings0 = rs_bell_get();
+	assert_true(rings5 && rings0 && rings5 != rings0);
+	left.bell_fd[0] = rs_bell_trigger(rings0);
+	rs_bell_clear(rings0);
+	rs_bell_clear(rings5);
 	begin(0);
 	/* Nobody wants to know. */
 	send_some(1, false);
@@ -671,19 +670,20 @@ static void bells(void **state)
 	send_some(1, false);
 	assert_int_equal(bell5->pending, 1);
 	assert_int_equal(bell5->ready[70 / 64], (uint64_t)1 << (70 % 64));
-	assert_int_equal(rung(fd0), 0);
-	/* Somebody sleeps, but the eventfd has not come yet: the control thread's bell forwards. */
+	assert_false(rs_bell_clear(rings0));
+	/* Somebody sleeps, but the trigger has not come yet: the control thread's bell forwards. */
 	bell5->asleep = 1;
 	send_some(1, false);
 	assert_int_equal(bell5->asleep, 0);
-	assert_int_equal(rung(fd0), 1);
-	/* It has come. Only one of several writes rings. */
-	left.bell_fd[5] = fd5;
+	assert_true(rs_bell_clear(rings0));
+	/* It has come. Only the first of several writes rings. */
+	left.bell_fd[5] = rs_bell_trigger(rings5);
 	bell5->asleep = 1;
 	send_some(1, false);
+	assert_true(rs_bell_clear(rings5));
 	send_some(1, false);
-	assert_int_equal(rung(fd5), 1);
-	assert_int_equal(rung(fd0), 0);
+	assert_false(rs_bell_clear(rings5));
+	assert_false(rs_bell_clear(rings0));
 	/* Taken; the next byte sets the bit again. */
 	bell5->pending = 0;
 	bell5->ready[70 / 64] = 0;
@@ -695,57 +695,86 @@ static void bells(void **state)
 	bell5->asleep = 1;
 	rs_chan_tx_fin(&a, 6);
 	assert_int_equal(bell5->pending, 1);
-	assert_int_equal(rung(fd5), 1);
+	assert_true(rs_bell_clear(rings5));
 	/* Several bells at once, the highest too. */
 	b.mine->rx_mask = 1u | 1u << 5 | 1u << 31;
 	bell0->asleep = bell5->asleep = 1;
 	send_some(1, false);
-	assert_int_equal(rung(fd0), 1);
-	assert_int_equal(rung(fd5), 1);
+	assert_true(rs_bell_clear(rings0));
+	assert_true(rs_bell_clear(rings5));
 	assert_int_equal(right.mine[0]->bells[31].pending, 1);
-	close(fd0);
-	close(fd5);
+	rs_bell_untrigger(rings0, left.bell_fd[0]);
+	rs_bell_untrigger(rings5, left.bell_fd[5]);
+	rs_bell_put(rings0);
+	rs_bell_put(rings5);
 	left.bell_fd[0] = left.bell_fd[5] = -1;
 }
 
-/* A peer that gets no eventfd of ours is told by message, and so are we. */
-static void bell_by_message(void **state)
+/* A peer has a trigger too, and does with it what it likes. */
+static void hostile_triggers(void **state)
 {
-	struct rs_shm_bell *bell5 = &right.mine[0]->bells[5];
-	uint8_t bytes[RS_MSG_MAX];
-	struct rs_msg m;
-	int sp[2];
+	static const uint64_t most = UINT64_MAX - 1, one = 1;
+	struct pollfd p = { .events = POLLIN };
+	uint32_t bell = rs_bell_get();
+	int good = rs_bell_trigger(bell), bad = rs_bell_trigger(bell), copy;
+	uint64_t count;
 
 	(void)state;
-	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sp), 0);
-	left.bell_fd[0] = RS_BELL_SOCKET(sp[0]);
-	begin(0);
-	b.mine->rx_mask = 1u << 5;
-	send_some(1, false);
-	assert_int_equal(recv(sp[1], bytes, sizeof(bytes), MSG_DONTWAIT), -1);
-	bell5->asleep = 1;
-	send_some(1, false);
-	assert_int_equal(recv(sp[1], bytes, sizeof(bytes), MSG_DONTWAIT), 8);
-	assert_int_equal(rs_msg_decode(bytes, 8, &m), 0);
-	assert_int_equal(m.type, RS_MSG_RING);
-	/* Neither a full socket nor one that nobody reads any more makes it wait or die. */
-	bell5->asleep = 2;
-	for (int i = 0; i < 1000; i++)
-		send_some(1, false);
-	close(sp[1]);
-	send_some(1, false);
-	close(sp[0]);
-	left.bell_fd[0] = -1;
+	alarm(5);
+	assert_true(good >= 0 && bad >= 0);
+	copy = dup(bad);
+	p.fd = rs_bell_fd(bell);
+	rs_bell_clear(bell);
+	/* No trigger rings by being made; each pull does, until it is cleared. */
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(poll(&p, 1, 0), 0);
+		rs_trigger_pull(i ? good : bad);
+		rs_trigger_pull(good);
+		assert_int_equal(poll(&p, 1, 0), 1);
+		assert_true(rs_bell_clear(bell));
+		assert_false(rs_bell_clear(bell));
+	}
+	rs_bell_ring(1u << bell);
+	assert_true(rs_bell_clear(bell));
+	/* Full, and no call on it returns but those that are told not to wait. */
+	assert_int_equal(fcntl(copy, F_SETFL, 0), 0);
+	while (poll(&(struct pollfd){ copy, POLLOUT, 0 }, 1, 0) == 1)
+		assert_int_equal(write(copy, &one, sizeof(one)), sizeof(one));
+	rs_trigger_pull(bad);
+	assert_true(rs_bell_clear(bell));
+	rs_trigger_pull(good);
+	assert_true(rs_bell_clear(bell));
+	/* One of another kind, which a pull empties. */
+	close(copy);
+	copy = eventfd(0, 0);
+	assert_int_equal(write(copy, &most, sizeof(most)), sizeof(most));
+	rs_trigger_pull(copy);
+	rs_trigger_pull(copy);
+	assert_int_equal(fcntl(copy, F_SETFL, O_NONBLOCK), 0);
+	assert_int_equal(read(copy, &count, sizeof(count)), -1);
+	close(copy);
+	/* A copy that outlives the trigger rings nothing. */
+	copy = dup(bad);
+	rs_bell_untrigger(bell, bad);
+	rs_trigger_pull(copy);
+	assert_false(rs_bell_clear(bell));
+	rs_trigger_pull(good);
+	assert_true(rs_bell_clear(bell));
+	close(copy);
+	rs_bell_untrigger(bell, good);
+	rs_bell_put(bell);
+	alarm(0);
 }
 
 static void room_wakes(void **state)
 {
 	struct rs_shm_bell *bell = &left.mine[0]->bells[2];
-	int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	uint32_t rings = rs_bell_get();
 	size_t n;
 
 	(void)state;
-	right.bell_fd[2] = fd;
+	right.bell_fd[2] = rs_bell_trigger(rings);
+	rs_bell_clear(rings);
 	begin(0);
 	while (send_some(BIG, true))
 		;
@@ -755,14 +784,15 @@ static void room_wakes(void **state)
 	bell->asleep = 1;
 	/* A little room is not worth a wake-up; when a third is free it is. */
 	receive_some(1000);
-	assert_int_equal(rung(fd), 0);
+	assert_false(rs_bell_clear(rings));
 	assert_int_equal(a.mine->tx_wait, 1);
 	for (n = 0; n < (size_t)8 << 20 && !bell->pending; n += 10000)
 		receive_some(10000);
 	assert_true(n >= (size_t)2 << 20 && n < (size_t)4 << 20);
-	assert_int_equal(rung(fd), 1);
+	assert_true(rs_bell_clear(rings));
 	assert_int_equal(a.mine->tx_wait, 0);
-	close(fd);
+	rs_bell_untrigger(rings, right.bell_fd[2]);
+	rs_bell_put(rings);
 	right.bell_fd[2] = -1;
 }
 
@@ -814,7 +844,7 @@ int main(void)
 		TEST(lying_switch),
 		TEST(lying_receiver),
 		TEST(bells),
-		TEST(bell_by_message),
+		TEST(hostile_triggers),
 		TEST(room_wakes),
 		TEST(futex_word),
 		TEST(slot_reset),

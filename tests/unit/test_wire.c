@@ -189,8 +189,6 @@ static struct rs_msg sample(uint8_t type)
 	case RS_MSG_SEGMENT:
 		m.index = 31;
 		break;
-	case RS_MSG_RING:
-		break;
 	case RS_MSG_WHERE:
 		m.from = 0x11223344;
 		m.tuple.family = 4;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 #include "conn_mgr/control.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -367,6 +368,10 @@ int rs_control_start(void)
 	if (joinable)
 		pthread_join(thread, NULL);
 	r = -pthread_create(&thread, &attr, control_main, NULL);
+	if (r == -EPERM) { /* SCHED_IDLE is not left without a privilege */
+		pthread_attr_setinheritsched(&attr, PTHREAD_INHERIT_SCHED);
+		r = -pthread_create(&thread, &attr, control_main, NULL);
+	}
 	joinable = r == 0;
 	if (r != 0)
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);

@@ -38,15 +38,9 @@ static void hung(int sig)
 	_exit(2);
 }
 
-void stress_begin(int points, unsigned int alarm_s)
+void stress_join(uint64_t its_seed, unsigned int alarm_s)
 {
-	const char *s = getenv("STRESS_SEED");
-
-	program = program_invocation_short_name;
-	seed = s ? strtoull(s, NULL, 0) : 1;
-	s = getenv("STRESS_MS");
-	if (s)
-		case_ms = (uint32_t)strtoul(s, NULL, 0);
+	seed = its_seed;
 	signal(SIGALRM, hung);
 	signal(SIGPIPE, SIG_IGN);
 	alarm(alarm_s);
@@ -54,6 +48,17 @@ void stress_begin(int points, unsigned int alarm_s)
 	/* A loaded machine may take its time: a stream that gave up is none that a test can wait for. */
 	setenv("RSOCK_WINDOW_MS", "20000", 0);
 	rs_process_init();
+}
+
+void stress_begin(int points, unsigned int alarm_s)
+{
+	const char *s = getenv("STRESS_MS");
+
+	program = program_invocation_short_name;
+	if (s)
+		case_ms = (uint32_t)strtoul(s, NULL, 0);
+	s = getenv("STRESS_SEED");
+	stress_join(s ? strtoull(s, NULL, 0) : 1, alarm_s);
 	printf("1..%d\n", points);
 }
 

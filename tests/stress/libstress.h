@@ -23,6 +23,8 @@ struct rng {
 
 /* Prints the plan and arms the alarm. */
 void stress_begin(int points, unsigned int alarm_s);
+/* In another process of the same test. */
+void stress_join(uint64_t seed, unsigned int alarm_s);
 /* One test point. Threads may have called stress_fail() before: then it is not ok. */
 void stress_point(const char *name);
 int stress_end(void);

@@ -3,6 +3,7 @@
 
 #include <limits.h>
 #include <linux/socket.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -289,23 +290,27 @@ void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room)
 			  __ATOMIC_SEQ_CST);
 }
 
-void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on)
+void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, uint32_t events)
 {
 	if (rs_lock_mine(&c->lock))
 		return; /* poll() in a handler that interrupted our own call */
 	rs_lock(&c->lock);
-	if (on) {
-		__atomic_fetch_or(&c->bells, 1u << bell, __ATOMIC_SEQ_CST);
-		rs_conn_want(c, bell, false);
+	__atomic_fetch_or(&c->bells, 1u << bell, __ATOMIC_SEQ_CST);
+	rs_conn_want(c, bell, false);
+	if (events & (POLLOUT | POLLWRNORM | POLLWRBAND))
 		rs_conn_want(c, bell, true);
-	} else {
-		__atomic_fetch_and(&c->bells, ~(1u << bell), __ATOMIC_SEQ_CST);
-		if (c->bound) {
-			__atomic_fetch_and(&c->st->ch.mine->rx_mask, ~(1u << bell),
-					   __ATOMIC_SEQ_CST);
-			__atomic_fetch_and(&c->st->ch.mine->tx_mask, ~(1u << bell),
-					   __ATOMIC_SEQ_CST);
-		}
+	rs_conn_unlock(c);
+}
+
+void rs_conn_clear_bell(struct rs_conn *c, uint32_t bell)
+{
+	if (rs_lock_mine(&c->lock))
+		return;
+	rs_lock(&c->lock);
+	__atomic_fetch_and(&c->bells, ~(1u << bell), __ATOMIC_SEQ_CST);
+	if (c->bound) {
+		__atomic_fetch_and(&c->st->ch.mine->rx_mask, ~(1u << bell), __ATOMIC_SEQ_CST);
+		__atomic_fetch_and(&c->st->ch.mine->tx_mask, ~(1u << bell), __ATOMIC_SEQ_CST);
 	}
 	rs_conn_unlock(c);
 }

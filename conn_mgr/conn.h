@@ -283,8 +283,9 @@ void rs_conn_untell(struct rs_conn *c, uint32_t bits);
 bool rs_conn_arrived(struct rs_conn *c, struct rs_watch *w);
 /* Under the lock: what poll(2) says now. POLLIN may be a control byte that nobody has taken yet. */
 uint32_t rs_conn_ready(const struct rs_conn *c, uint32_t events);
-/* A poll() sleeper's bell rings on changes while set. */
-void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, bool on);
+/* A poll() sleeper's bell rings on changes while set, for room too if it waits for any of `events`. */
+void rs_conn_set_bell(struct rs_conn *c, uint32_t bell, uint32_t events);
+void rs_conn_clear_bell(struct rs_conn *c, uint32_t bell);
 /* Under the lock: who wants news of arriving bytes and of room (masks of bells). */
 void rs_conn_want(struct rs_conn *c, uint32_t bell, bool room);
 

@@ -109,10 +109,20 @@ static int merge(struct set *s)
 	return ready;
 }
 
+static bool for_kernel(const struct set *s)
+{
+	for (nfds_t i = 0; i < s->n; i++)
+		if (s->k[i].fd >= 0)
+			return true;
+	return false;
+}
+
 static int ask_kernel(struct set *s)
 {
-	long r = rs_sys3(SYS_poll, s->k, s->n, 0);
+	long r = 0;
 
+	if (for_kernel(s))
+		r = rs_sys3(SYS_poll, s->k, s->n, 0);
 	if (r < 0)
 		return (int)r;
 	/* A stream's state may have changed with what the kernel just reported: look again. */
@@ -129,8 +139,11 @@ static int ask_kernel(struct set *s)
 static void arm(struct set *s, uint32_t bell, bool on)
 {
 	for (nfds_t i = 0; i < s->n; i++) {
-		if (s->t[i].c)
-			rs_conn_set_bell(s->t[i].c, bell, on);
+		if (s->t[i].c && on)
+			rs_conn_set_bell(s->t[i].c, bell,
+					 (uint32_t)(unsigned short)s->fds[i].events);
+		else if (s->t[i].c)
+			rs_conn_clear_bell(s->t[i].c, bell);
 		else if (s->t[i].ep)
 			rs_epoll_asleep(s->t[i].ep, on);
 	}

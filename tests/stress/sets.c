@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * sets.c - epoll sets that change while others wait on them, and listeners that come and go
+ * sets.c - epoll sets that change while others wait on them, polls, and listeners that come and go
  */
 #include <errno.h>
 #include <stdio.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "rsock/rsock.h"
@@ -645,6 +647,61 @@ static void late_sets(void)
 	stress_point("more sets than bells");
 }
 
+/* ---- who waits for bytes does not wait for room ---- */
+
+#define SIPS 200
+
+struct thirsty {
+	int fd;
+	long sleeps;
+};
+
+static void *sleep_for_bytes(void *arg)
+{
+	struct thirsty *s = arg;
+	struct pollfd p = { s->fd, POLLIN, 0 };
+	struct rusage before, after;
+
+	getrusage(RUSAGE_THREAD, &before);
+	if (rsock_poll(&p, 1, STRESS_LONG_MS) != 1)
+		stress_fail("poll: %s", strerror(errno));
+	getrusage(RUSAGE_THREAD, &after);
+	s->sleeps = after.ru_nvcsw - before.ru_nvcsw;
+	return NULL;
+}
+
+static void bytes_only(void)
+{
+	struct thirsty s;
+	char buf[100] = "";
+	pthread_t t;
+	int fds[2];
+
+	stress_pair(listener, port, fds);
+	if (!stress_wait_fast(fds[0], STRESS_LONG_MS) || !stress_wait_fast(fds[1], STRESS_LONG_MS))
+		stress_fail("it stays on TCP");
+	for (int i = 0; i < SIPS; i++)
+		if (rsock_send(fds[0], buf, sizeof(buf), 0) != sizeof(buf))
+			stress_fail("send: %s", strerror(errno));
+	s.fd = fds[0];
+	t = stress_thread(sleep_for_bytes, &s);
+	for (int i = 0; i < SIPS; i++) {
+		usleep(500);
+		if (rsock_recv(fds[1], buf, sizeof(buf), 0) != sizeof(buf))
+			stress_fail("recv: %s", strerror(errno));
+	}
+	if (rsock_send(fds[1], buf, 1, 0) != 1)
+		stress_fail("send: %s", strerror(errno));
+	pthread_join(t, NULL);
+	if (s.sleeps > SIPS / 10)
+		stress_fail("it slept %ld times", s.sleeps);
+	rsock_close(fds[0]);
+	rsock_close(fds[1]);
+	stress_point("room wakes nobody who waits for bytes");
+}
+
+/* ---- listeners that come and go ---- */
+
 static void *listen_and_go(void *arg)
 {
 	uint64_t end = stress_now() + stress_ms();
@@ -699,7 +756,7 @@ static void listeners(void)
 
 int main(void)
 {
-	stress_begin(8, 200);
+	stress_begin(9, 200);
 	listener = stress_listen(&port);
 	many_hands();
 	ping_pong();
@@ -708,6 +765,7 @@ int main(void)
 	nested();
 	crowd();
 	late_sets();
+	bytes_only();
 	listeners();
 	rsock_close(listener);
 	return stress_end();

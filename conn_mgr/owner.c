@@ -103,7 +103,7 @@ static void asked(struct rs_source *s, uint32_t events)
 {
 	(void)s;
 	(void)events;
-	rs_eventfd_clear(ask);
+	rs_eventfd_clear(__atomic_load_n(&ask, __ATOMIC_RELAXED));
 	rs_control_take_added();
 	for (struct rs_conn *c = rs_control_conns; c; c = c->next)
 		if (__atomic_load_n(&c->mem.shared->asked, __ATOMIC_SEQ_CST) == c->mem.ends + 1)
@@ -119,7 +119,7 @@ static bool make_ask(void)
 		fd = rs_sys2(SYS_eventfd2, 0, EFD_NONBLOCK | EFD_CLOEXEC);
 		if (fd < 0)
 			return false;
-		ask = rs_fd_hide((int)fd);
+		__atomic_store_n(&ask, rs_fd_hide((int)fd), __ATOMIC_RELAXED);
 	}
 	if (pid < 0) {
 		fd = rs_sys2(SYS_pidfd_open, rs_sys0(SYS_getpid), 0);

@@ -269,13 +269,6 @@ void rs_conn_settle(struct rs_conn *c)
 		rs_conn_ring(c);
 }
 
-void rs_conn_unlock(struct rs_conn *c)
-{
-	if (c->st->sm.todo | c->st->sm.nmsgs)
-		rs_conn_settle(c);
-	rs_unlock(&c->lock);
-}
-
 /* ---- from TCP ---- */
 
 /*

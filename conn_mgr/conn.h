@@ -106,6 +106,7 @@ struct rs_conn {
 	uint64_t rcv_timeo, snd_timeo; /* ns; 0: none; as of the change + 1: */
 	uint32_t rcv_timeo_known, snd_timeo_known;
 	uint32_t blocks_for_ever; /* as of the change + 1: a receive does */
+	bool sleeps; /* over RDMA: the last receive that found the ring empty had to */
 	uint32_t busy; /* a thread is inside a blocking kernel send (futex word) */
 	struct rs_watch *watches;
 	uint32_t news; /* grows when waiters must look again (futex word) */

@@ -240,7 +240,7 @@ void rs_conn_settle(struct rs_conn *c)
 		ring |= (todo & (RS_DO_WAKE_RX | RS_DO_WAKE_TX | RS_DO_RESET)) != 0;
 	}
 	if (c->st->sm.tx == RS_TX_FAST)
-		c->st->ch.staging = false;
+		__atomic_store_n(&c->st->ch.staging, false, __ATOMIC_RELAXED);
 	/* Last: the MARK that was just written may be what the bytes had to wait for. */
 	if (c->bound && c->st->ch.remote)
 		settle_remote(c);
@@ -267,13 +267,6 @@ void rs_conn_settle(struct rs_conn *c)
 		rs_control_due(due);
 	if (ring)
 		rs_conn_ring(c);
-}
-
-void rs_conn_unlock(struct rs_conn *c)
-{
-	if (c->st->sm.todo | c->st->sm.nmsgs)
-		rs_conn_settle(c);
-	rs_unlock(&c->lock);
 }
 
 /* ---- from TCP ---- */

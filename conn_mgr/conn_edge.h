@@ -40,7 +40,12 @@ ssize_t rs_conn_recv_empty(struct rs_conn *c, int fd, void *buf, size_t n, int f
 /* Obeys what the state machine wants done: messages, control bytes, wake-ups, ends. */
 void rs_conn_settle(struct rs_conn *c);
 /* The same, when there is anything, and releases the lock. */
-void rs_conn_unlock(struct rs_conn *c);
+static inline void rs_conn_unlock(struct rs_conn *c)
+{
+	if (__builtin_expect(c->st->sm.todo | c->st->sm.nmsgs, 0))
+		rs_conn_settle(c);
+	rs_unlock(&c->lock);
+}
 /* Tells the state machine what has been acknowledged, and what has landed. */
 void rs_conn_sync(struct rs_conn *c);
 /* Takes control data (MARK, frames, overlap) off the head of TCP, as far as there is any. */

@@ -163,6 +163,15 @@ size_t rs_conn_take_ring(struct rs_conn *c, void *buf, size_t n, bool all)
 	return take_ring(c, buf, n, all);
 }
 
+/* As the last time: to poll first would only delay it, for whoever sleeps polls before that. */
+static bool will_sleep(const struct rs_conn *c, int flags)
+{
+	return __atomic_load_n(&c->sleeps, __ATOMIC_RELAXED) && !(flags & MSG_DONTWAIT) &&
+	       __atomic_load_n(&c->blocks_for_ever, __ATOMIC_RELAXED) ==
+		       __atomic_load_n(&c->modes, __ATOMIC_RELAXED) + 1 &&
+	       rs_conn_ring_empty(c);
+}
+
 ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, int fd, void *buf,
 			  size_t n, int flags)
 {
@@ -171,6 +180,8 @@ ssize_t rs_conn_recv_fast(struct rs_conn *c, struct rs_conn_found found, int fd,
 	if (!small(buf, n) || !rs_trylock(&c->lock))
 		return RS_LONG_WAY;
 	if (still_there(found)) {
+		if (will_sleep(c, flags))
+			return rs_conn_recv_empty(c, fd, buf, n, flags);
 		k = take_ring(c, buf, n, flags & MSG_WAITALL);
 		if (!k && rs_conn_ring_empty(c)) /* rs_chan_rx_tail() has polled */
 			return rs_conn_recv_empty(c, fd, buf, n, flags);

@@ -161,7 +161,7 @@ void rs_link_detach(struct rs_conn *c)
 
 	if (!c->bound)
 		return;
-	c->bound = false;
+	__atomic_store_n(&c->bound, false, __ATOMIC_RELAXED);
 	if (!l)
 		return; /* it was a dead owner's */
 	rs_lock(&l->lock);

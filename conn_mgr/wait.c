@@ -39,6 +39,7 @@ void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, i
 	w->sleeps = false;
 	w->rests = false;
 	w->leads = false;
+	w->slept = false;
 	w->slot = -1;
 	w->end = 0;
 	w->news = __atomic_load_n(&c->news, __ATOMIC_SEQ_CST);
@@ -428,7 +429,8 @@ static int sleep_remote(struct rs_waiter *w, struct rs_remote *remote, uint32_t 
 		p[0].fd = fds[0];
 		p[1].fd = fds[1];
 		say(word, RS_SLEEP_LEADS);
-		if (!look(w))
+		w->slept = !look(w);
+		if (w->slept)
 			r = sleep_leading(w, p);
 		/* Our own poll need not wake us. */
 		__atomic_fetch_and(word, ~(uint32_t)RS_SLEEP_LEADS, __ATOMIC_SEQ_CST);
@@ -436,7 +438,8 @@ static int sleep_remote(struct rs_waiter *w, struct rs_remote *remote, uint32_t 
 	} else {
 		uint32_t val = say(word, RS_SLEEP_FUTEX);
 
-		if (!look(w))
+		w->slept = !look(w);
+		if (w->slept)
 			r = sleep_on(w, word, val, false);
 		rs_remote_awake(remote);
 	}
@@ -503,6 +506,14 @@ static bool tx_news(struct rs_waiter *w)
 	       __atomic_load_n(&w->c->news, __ATOMIC_SEQ_CST) != w->news;
 }
 
+static int sleep_in_ring(struct rs_waiter *w)
+{
+	int r = sleep_in_slot(w, &w->c->st->ch.mine->rx_wait, rx_news);
+
+	__atomic_store_n(&w->c->sleeps, w->slept, __ATOMIC_RELAXED);
+	return r;
+}
+
 static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
@@ -511,12 +522,14 @@ static int wait_ring(struct rs_waiter *w)
 	int r;
 
 	if (!most)
-		return sleep_in_slot(w, &c->st->ch.mine->rx_wait, rx_news);
+		return sleep_in_ring(w);
 	start = rs_ticks();
 	spin = rs_spin_us(c);
-	if (spin && spin_ring(w, start + spin * rs_ticks_per_us()))
+	if (spin && spin_ring(w, start + spin * rs_ticks_per_us())) {
+		__atomic_store_n(&c->sleeps, false, __ATOMIC_RELAXED);
 		return 0;
-	r = sleep_in_slot(w, &c->st->ch.mine->rx_wait, rx_news);
+	}
+	r = sleep_in_ring(w);
 	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start, most), __ATOMIC_RELAXED);
 	return r;

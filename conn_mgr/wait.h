@@ -41,6 +41,7 @@ struct rs_waiter {
 	bool sleeps; /* c->sleepers */
 	bool rests; /* the queue pair's sleepers; */
 	bool leads; /* it is the leader of them */
+	bool slept; /* over RDMA, the last time that it was to */
 };
 
 void rs_waiter_init(struct rs_waiter *w, struct rs_conn *c, int fd, int flags, int timeo);

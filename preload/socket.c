@@ -302,7 +302,7 @@ int rsock_fcntl(int fd, int cmd, unsigned long arg)
 	return r;
 }
 
-int rsock_ioctl(int fd, unsigned long request, void *arg)
+static __attribute__((noinline)) int conn_ioctl(int fd, unsigned long request, void *arg)
 {
 	struct rs_conn *c = rs_file_conn(fd);
 	long n = -EAGAIN;
@@ -328,6 +328,13 @@ int rsock_ioctl(int fd, unsigned long request, void *arg)
 	rs_conn_put(c);
 	*(int *)arg = (int)n;
 	return 0;
+}
+
+/* Libraries that work for us arm a completion queue with it. */
+int rsock_ioctl(int fd, unsigned long request, void *arg)
+{
+	return rs_file_conn_entry(fd) ? conn_ioctl(fd, request, arg)
+				      : rs_real.ioctl(fd, request, arg);
 }
 
 static ssize_t cookie_read(void *cookie, char *buf, size_t n)

@@ -5,6 +5,8 @@
 
 #include "rsock/sys.h"
 
+#define SPINS 200
+
 __thread uint32_t rs_tid_cache __attribute__((tls_model("initial-exec")));
 
 uint32_t rs_tid_slow(void)
@@ -13,9 +15,25 @@ uint32_t rs_tid_slow(void)
 	return rs_tid_cache;
 }
 
+/* How often it is worth to look: not at all where the owner needs the only CPU that we may run on. */
+static int spins(void)
+{
+	static int known = -1;
+	uint64_t cpus[16] = { 0 };
+	long len, n = 0;
+
+	if (__atomic_load_n(&known, __ATOMIC_RELAXED) < 0) {
+		len = rs_sys3(SYS_sched_getaffinity, 0, sizeof(cpus), cpus);
+		for (long i = 0; i < len / 8; i++)
+			n += __builtin_popcountll(cpus[i]);
+		__atomic_store_n(&known, n == 1 ? 0 : SPINS, __ATOMIC_RELAXED);
+	}
+	return __atomic_load_n(&known, __ATOMIC_RELAXED);
+}
+
 void rs_lock_slow(struct rs_lock *l, uint32_t tid)
 {
-	for (int i = 0; i < 200; i++) {
+	for (int i = spins(); i > 0; i--) {
 		if (__atomic_load_n(&l->word, __ATOMIC_RELAXED) == 0 && rs_trylock(l))
 			return;
 		rs_cpu_relax();

@@ -360,12 +360,13 @@ uint64_t rs_chan_tx_head(struct rs_chan *c)
 uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 {
 	uint32_t rx = __atomic_load_n(&c->peer->rx_limit, __ATOMIC_RELAXED);
+	bool staging = __atomic_load_n(&c->staging, __ATOMIC_RELAXED); /* a waiter has no lock */
 	uint64_t max;
 
 	if (!(c->tx_limit | rx))
-		return c->staging ? MAX_STAGED : 0;
+		return staging ? MAX_STAGED : 0;
 	max = (c->tx_limit ? c->tx_limit : MAX_SNDBUF) + (uint64_t)(rx ? rx : MIN_RCVBUF);
-	if (c->staging && max > MAX_STAGED)
+	if (staging && max > MAX_STAGED)
 		max = MAX_STAGED;
 	/* With less in flight than is told of at a time, nothing would be told, and it would stop. */
 	if (c->remote && max < RS_REMOTE_TELL + RS_REMOTE_CUT)

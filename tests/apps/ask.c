@@ -4,6 +4,7 @@
  *
  *	ask serve ADDR PORT WORKERS EACH
  *	ask ADDR PORT [settle]
+ *	ask ADDR PORT crowd COUNT AT_ONCE
  *
  * The server's workers are forked after listen() and accept from the one listener, as long as they
  * have less than EACH connections; it prints their pids. A worker answers a line with its pid and
@@ -13,6 +14,9 @@
  * the answer, and prints in microseconds how long connect() took, and from before that to the first
  * byte of the answer. With "settle" it then asks on until rsock has decided on the path of the
  * connection, and once more. The connections stay open until the end of stdin.
+ *
+ * A crowd is COUNT clients with one connection each, which settle: processes that are forked from one
+ * that has none, AT_ONCE of them at a time.
  *
  * Prints JSON. Exit status: 0, or 1 when something went wrong.
  */
@@ -270,6 +274,28 @@ static void call(const struct sockaddr_in *a, unsigned int number, bool settle)
 	fflush(stdout);
 }
 
+static int crowd(const struct sockaddr_in *a, unsigned int count, unsigned int at_once)
+{
+	int bad = 0, status;
+
+	for (unsigned int i = 0; i < count; i++) {
+		pid_t pid;
+
+		if (i >= at_once && wait(&status) > 0)
+			bad |= status;
+		pid = fork();
+		if (pid < 0)
+			fail("fork");
+		if (!pid) {
+			call(a, i, true);
+			exit(0);
+		}
+	}
+	while (wait(&status) > 0)
+		bad |= status;
+	return bad != 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct sockaddr_in a;
@@ -282,10 +308,13 @@ int main(int argc, char **argv)
 	}
 	if (argc < 3) {
 		fprintf(stderr,
-			"usage: ask serve ADDR PORT WORKERS EACH | ask ADDR PORT [settle]\n");
+			"usage: ask serve ADDR PORT WORKERS EACH | ask ADDR PORT [settle] | "
+			"ask ADDR PORT crowd COUNT AT_ONCE\n");
 		return 1;
 	}
 	a = address(argv[1], argv[2]);
+	if (argc == 6 && !strcmp(argv[3], "crowd"))
+		return crowd(&a, (unsigned int)atoi(argv[4]), (unsigned int)atoi(argv[5]));
 	while ((c = getchar()) != EOF)
 		if (c == '\n')
 			call(&a, number++, argc > 3);

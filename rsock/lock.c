@@ -15,25 +15,26 @@ uint32_t rs_tid_slow(void)
 	return rs_tid_cache;
 }
 
-/* How often it is worth to look: not at all where the owner needs the only CPU that we may run on. */
-static int spins(void)
-{
-	static int known = -1;
-	uint64_t cpus[16] = { 0 };
-	long len, n = 0;
+static int spins = SPINS;
 
-	if (__atomic_load_n(&known, __ATOMIC_RELAXED) < 0) {
-		len = rs_sys3(SYS_sched_getaffinity, 0, sizeof(cpus), cpus);
-		for (long i = 0; i < len / 8; i++)
-			n += __builtin_popcountll(cpus[i]);
-		__atomic_store_n(&known, n == 1 ? 0 : SPINS, __ATOMIC_RELAXED);
-	}
-	return __atomic_load_n(&known, __ATOMIC_RELAXED);
+/*
+ * It is not worth to look where the owner needs the only CPU that we may run on. At the start, for later a
+ * sandbox may not allow to ask.
+ */
+__attribute__((constructor)) static void count_cpus(void)
+{
+	uint64_t cpus[16] = { 0 };
+	long len = rs_sys3(SYS_sched_getaffinity, 0, sizeof(cpus), cpus), n = 0;
+
+	for (long i = 0; i < len / 8; i++)
+		n += __builtin_popcountll(cpus[i]);
+	if (n == 1)
+		spins = 0;
 }
 
 void rs_lock_slow(struct rs_lock *l, uint32_t tid)
 {
-	for (int i = spins(); i > 0; i--) {
+	for (int i = spins; i > 0; i--) {
 		if (__atomic_load_n(&l->word, __ATOMIC_RELAXED) == 0 && rs_trylock(l))
 			return;
 		rs_cpu_relax();

@@ -205,8 +205,8 @@ void rs_conn_poke(struct rs_conn *c)
 		if (c->st->ch.remote) {
 			rs_remote_post(&c->st->ch);
 			rs_remote_credit(&c->st->ch);
-			rs_conn_sync(c);
 		}
+		rs_conn_sync(c);
 		rs_conn_settle(c);
 	}
 	rs_conn_ring(c);

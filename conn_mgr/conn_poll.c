@@ -85,8 +85,8 @@ static uint32_t look(const struct rs_conn *c, uint32_t *ask_kernel)
 		ask |= POLLERR | POLLHUP;
 	if (c->err)
 		mask |= POLLERR | POLLHUP;
-	if (c->reset)
-		mask |= POLLERR | POLLHUP | in | out | POLLRDHUP;
+	if (c->broken || c->reset)
+		mask |= POLLHUP | in | out | POLLRDHUP;
 	*ask_kernel = ask;
 	return mask;
 }

@@ -125,6 +125,7 @@ static void start_leaving(struct rs_conn *c, enum rs_reason why, bool consumed)
 		c->st->sm.handover = true;
 	rs_conn_sync(c);
 	rs_conn_take_control(c);
+	rs_conn_check_gone(c);
 	c->st->sm.refuse = true;
 	if (!c->left)
 		c->reason = (uint8_t)why;

@@ -920,6 +920,15 @@ void rs_stream_link_dead(struct rs_stream *s, uint8_t why)
 	rs_stream_leave(s, why, s->handover);
 }
 
+void rs_stream_peer_gone(struct rs_stream *s)
+{
+	if (s->dead)
+		return;
+	s->why = RS_REASON_PEER_CLOSED;
+	tx_orphan(s);
+	check_close(s);
+}
+
 void rs_stream_shutdown_wr(struct rs_stream *s, uint64_t now)
 {
 	(void)now;

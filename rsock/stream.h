@@ -230,6 +230,11 @@ void rs_stream_shutdown_both(struct rs_stream *s, uint64_t have);
 void rs_stream_close(struct rs_stream *s, bool unread, uint64_t now);
 /* The stream needs the link no more: says GONE, once. */
 void rs_stream_gone(struct rs_stream *s);
+/*
+ * The peer has ended, and its socket with it: it reads no control byte any more, but our next byte is
+ * answered by RST.
+ */
+void rs_stream_peer_gone(struct rs_stream *s);
 /* The link peer broke the protocol. */
 void rs_stream_violation(struct rs_stream *s);
 

@@ -686,6 +686,25 @@ CASE(close, peer_killed, TWO)
 	ret("recv", recv(k.fd, b, 16, 0));
 }
 
+/* Its kernel has said FIN before, and says nothing now: nothing is wrong until something is sent. */
+CASE(close, peer_shut_then_killed, TWO)
+{
+	struct conn k;
+	char b[16];
+
+	conf_pair(&k);
+	p_send(&k, "bye");
+	p_shut(&k, SHUT_WR);
+	yes("end", wait_ev(k.fd, POLLRDHUP));
+	p_exit(OP_KILL);
+	nap(300);
+	retd("recv", recv(k.fd, b, 16, MSG_WAITALL), b);
+	masks("poll", k.fd);
+	ret("send", send(k.fd, "x", 1, MSG_NOSIGNAL));
+	yes("reset", wait_ev(k.fd, POLLERR));
+	ret("send", send(k.fd, "x", 1, MSG_NOSIGNAL));
+}
+
 CASE(close, peer_killed_big, TWO)
 {
 	struct conn k;

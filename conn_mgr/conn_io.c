@@ -338,6 +338,8 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	if (r < 0)
 		r = -errno;
 	errno = saved;
+	if (r == -ECONNRESET) /* it was told: what follows is the end */
+		__atomic_store_n(&c->owed, 0, __ATOMIC_RELAXED);
 	if (r < 0 || !iov_bytes(iov, n))
 		return r;
 	e = 0;

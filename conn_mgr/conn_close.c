@@ -13,6 +13,37 @@
 
 /* ---- by the program ---- */
 
+/*
+ * Under the lock: both directions are shut. What has come by now may still be read, and the control thread
+ * looks for what comes later.
+ */
+static void shut_both(struct rs_conn *c)
+{
+	struct rs_stream *s = &c->st->sm;
+	uint64_t have = s->rx_tail;
+	int inq = 0;
+	bool all;
+
+	rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq);
+	all = s->rx == RS_RX_DRAIN && (uint64_t)inq >= s->rx_skip;
+	if (s->rx == RS_RX_RAW || s->rx == RS_RX_ARMED) {
+		uint64_t in_tcp = s->rx_off + (uint64_t)inq;
+
+		if (s->rx == RS_RX_ARMED && in_tcp > s->rx_n)
+			in_tcp = s->rx_n; /* then MARK */
+		/* What is staged for an entry was sent by now: it takes its course. */
+		have = c->st->ch.remote ? in_tcp : rs_chan_rx_survived(&c->st->ch, in_tcp);
+		all = have == in_tcp;
+		s->refuse |= all;
+	}
+	rs_stream_shutdown_both(s, have);
+	/* Nothing but TCP will bring anything: the kernel can do it by itself. */
+	if (s->rx == RS_RX_RAW && all)
+		rs_sys2(SYS_shutdown, c->fd, SHUT_RD);
+	rs_chan_rx_watch(&c->st->ch);
+	rs_conn_sync(c);
+}
+
 int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 {
 	int r = 0;
@@ -57,6 +88,8 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 			c->rd_shut = true;
 		if (how != SHUT_RD)
 			rs_stream_shutdown_wr(&c->st->sm, rs_now_ms());
+		if (c->rd_shut && c->st->sm.fin_wanted && !c->st->sm.rx_shut)
+			shut_both(c);
 		rs_conn_settle(c);
 		rs_conn_untell(c, UINT32_MAX); /* as inet_shutdown() wakes all */
 		rs_conn_ring(c);
@@ -92,6 +125,7 @@ static void start_leaving(struct rs_conn *c, enum rs_reason why, bool consumed)
 		c->st->sm.handover = true;
 	rs_conn_sync(c);
 	rs_conn_take_control(c);
+	rs_conn_check_gone(c);
 	c->st->sm.refuse = true;
 	if (!c->left)
 		c->reason = (uint8_t)why;

@@ -8,6 +8,7 @@
 
 #include "conn_mgr/link.h"
 #include "conn_mgr/owner.h"
+#include "conn_mgr/proof.h"
 #include "rsock/sys.h"
 
 /* ---- to TCP ---- */
@@ -205,8 +206,8 @@ void rs_conn_poke(struct rs_conn *c)
 		if (c->st->ch.remote) {
 			rs_remote_post(&c->st->ch);
 			rs_remote_credit(&c->st->ch);
-			rs_conn_sync(c);
 		}
+		rs_conn_sync(c);
 		rs_conn_settle(c);
 	}
 	rs_conn_ring(c);
@@ -406,22 +407,37 @@ bool rs_conn_tcp_closed(const struct rs_conn *c)
 	       ti.tcpi_state == 7; /* TCP_CLOSE */
 }
 
+/* The end of a direction alone does not say so. */
+static bool has_no_socket(struct rs_conn *c)
+{
+	int64_t inode = rs_proof_inode(&c->tuple, !c->server);
+
+	return inode == 0 || inode == -ENOENT;
+}
+
 void rs_conn_check_gone(struct rs_conn *c)
 {
 	const uint32_t fin_came =
 		1u << 6 | 1u << 7 | 1u << 8 | 1u << 9 | 1u << 11; /* TCP_TIME_WAIT ... */
 	struct tcp_info ti = { 0 };
 	socklen_t len = sizeof(ti);
+	bool unread, told;
 
 	if (!c->bound || c->plain || c->reset || c->broken || c->closed || c->st->ch.remote ||
 	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE || !c->link ||
-	    rs_link_alive(c->link) || rs_chan_tx_head(&c->st->ch) >= c->st->ch.tail)
+	    rs_link_alive(c->link))
 		return;
+	unread = rs_chan_tx_head(&c->st->ch) < c->st->ch.tail;
+	told = c->st->sm.rx_fin_frame;
 	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
-	    !(fin_came >> ti.tcpi_state & 1))
+	    !(fin_came >> ti.tcpi_state & 1) || ((told || !unread) && !has_no_socket(c)))
+		return;
+	/* A RESUME would be answered by RST. */
+	rs_stream_peer_gone(&c->st->sm);
+	if (!unread)
 		return;
 	c->broken = true;
-	c->err = ECONNRESET;
+	c->err = told ? EPIPE : ECONNRESET; /* as tcp_reset() has it */
 	rs_conn_ring(c);
 }
 

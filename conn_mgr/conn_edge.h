@@ -60,8 +60,8 @@ void rs_conn_tcp_ended(struct rs_conn *c);
  */
 void rs_conn_peer_closed(struct rs_conn *c);
 /*
- * The peer's process has ended and its socket with it, with bytes of ours unread in its ring, perhaps
- * behind bytes that our program has still to read. TCP would have answered them with RST.
+ * Whether the peer's process has ended and its socket with it. Bytes of ours that it left unread in its
+ * ring TCP would have answered with RST.
  */
 void rs_conn_check_gone(struct rs_conn *c);
 /* Whether RST has come, or both directions have ended, whatever is left to read. */

@@ -199,6 +199,7 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 	if (c->link_dead_at && now >= c->link_dead_at) {
 		c->link_dead_at = 0;
 		rs_conn_sync(c);
+		rs_conn_check_gone(c);
 		c->st->sm.refuse = true;
 		rs_stream_link_dead(&c->st->sm, RS_REASON_LINK_LOST);
 	}

@@ -116,7 +116,7 @@ static inline size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
 	size_t k, size, at;
 	uint8_t tier;
 
-	if ((c->plain | s->dead | s->rx_fin_known) || c->err || s->rx != RS_RX_FAST)
+	if ((c->plain | c->rd_shut | s->dead | s->rx_fin_known) || c->err || s->rx != RS_RX_FAST)
 		return 0;
 	k = (size_t)(rs_chan_rx_tail(ch) - s->rx_off);
 	tier = rx_tier(c); /* after the tail, before which switches are published */

@@ -86,6 +86,15 @@ static bool tcp_readable(struct rs_conn *c)
 	return rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) == 0 && inq > 0;
 }
 
+/* After SHUT_RD: the end of file is not here yet, for the peer has sent before it. */
+static bool more_staged(const struct rs_conn *c)
+{
+	const struct rs_stream *s = &c->st->sm;
+
+	return c->bound && !c->st->ch.remote && !(s->rx_shut && s->rx_off >= s->rx_shut_at) &&
+	       rs_chan_rx_survived(&c->st->ch, s->rx_off) > s->rx_off;
+}
+
 static ssize_t take_error(struct rs_conn *c)
 {
 	int e = c->err;
@@ -161,7 +170,7 @@ again:
 				return take_error(c);
 			*eof = true;
 		}
-		if (r == -EAGAIN && c->rd_shut) {
+		if (r == -EAGAIN && c->rd_shut && !more_staged(c)) {
 			*eof = true;
 			return 0;
 		}
@@ -175,7 +184,7 @@ again:
 		rs_conn_take_control(c);
 		if (c->st->sm.rx != before || c->st->sm.rx_skip != skip)
 			goto again;
-		if (c->rd_shut) {
+		if (c->rd_shut && !more_staged(c)) {
 			*eof = true;
 			return 0;
 		}
@@ -329,6 +338,8 @@ static ssize_t recv_owed(struct rs_conn *c, int fd, const struct iovec *iov, siz
 	if (r < 0)
 		r = -errno;
 	errno = saved;
+	if (r == -ECONNRESET) /* it was told: what follows is the end */
+		__atomic_store_n(&c->owed, 0, __ATOMIC_RELAXED);
 	if (r < 0 || !iov_bytes(iov, n))
 		return r;
 	e = 0;
@@ -355,6 +366,10 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 		rs_lock(&c->lock);
 		if (w->in_tcp)
 			rs_waiter_awake(w);
+		if (c->st->sm.rx_shut && !c->plain) {
+			rs_conn_sync(c); /* what has come since then is not for the program */
+			rs_conn_settle(c);
+		}
 		if (c->plain) {
 			int fd = c->orphan ? c->fd : w->fd;
 			bool orphan = c->orphan;

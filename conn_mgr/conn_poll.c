@@ -43,6 +43,8 @@ static uint32_t look(const struct rs_conn *c, uint32_t *ask_kernel)
 		if (c->st->sm.rx == RS_RX_DRAIN && c->st->sm.rx_end) {
 			mask |= in | POLLRDHUP;
 			eof = true;
+		} else if (c->st->sm.rx == RS_RX_DRAIN) {
+			ask |= POLLRDHUP; /* the end may be there behind what TCP keeps */
 		}
 		break;
 	case RS_RXP_EOF:
@@ -85,8 +87,8 @@ static uint32_t look(const struct rs_conn *c, uint32_t *ask_kernel)
 		ask |= POLLERR | POLLHUP;
 	if (c->err)
 		mask |= POLLERR | POLLHUP;
-	if (c->reset)
-		mask |= POLLERR | POLLHUP | in | out | POLLRDHUP;
+	if (c->broken || c->reset)
+		mask |= POLLHUP | in | out | POLLRDHUP;
 	*ask_kernel = ask;
 	return mask;
 }

@@ -124,9 +124,11 @@ void rs_link_kill(struct rs_link *l, uint64_t now)
 		/* A process that died also says so on TCP, and then nothing needs to be resumed. */
 		if (bound)
 			c->link_dead_at = now + 100;
-		if (bound)
+		if (bound) {
+			rs_conn_take_control(c); /* which may say that it had ended its direction */
 			rs_conn_check_gone(c);
-		rs_unlock(&c->lock);
+		}
+		rs_conn_unlock(c);
 		if (bound) {
 			rs_control_due(now + 100);
 		} else if (mine) {

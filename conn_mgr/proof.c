@@ -10,11 +10,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "rsock/lock.h"
 #include "rsock/sys.h"
 
 #define NETDEVS 256u /* numbers that are tried */
 
-static int diag_fd = -1;
+static struct rs_lock lock;
+static int diag_fd = -1; /* under it */
 
 static int open_diag(void)
 {
@@ -92,13 +94,18 @@ static int64_t ask(const struct rs_tuple *t, bool server_end, uint32_t netdev)
 
 int64_t rs_proof_inode(const struct rs_tuple *t, bool server_end)
 {
-	int64_t inode = ask(t, server_end, 0);
 	bool link_local =
 		t->family == 6 && t->server_ip[0] == 0xfe && (t->server_ip[1] & 0xc0) == 0x80;
+	int64_t inode;
 
+	if (rs_lock_mine(&lock))
+		return -EBUSY; /* a handler that interrupted us */
+	rs_lock(&lock);
+	inode = ask(t, server_end, 0);
 	/* Such a connection belongs to a netdev, which its addresses do not say. */
 	for (uint32_t netdev = 1; link_local && inode == -ENOENT && netdev <= NETDEVS; netdev++)
 		inode = ask(t, server_end, netdev);
+	rs_unlock(&lock);
 	return inode;
 }
 
@@ -130,4 +137,5 @@ void rs_proof_forget(void)
 	if (diag_fd >= 0)
 		rs_fd_close(diag_fd);
 	diag_fd = -1;
+	lock.word = 0;
 }

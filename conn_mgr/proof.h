@@ -4,7 +4,7 @@
  *
  * Each side passes an O_PATH descriptor of its TCP socket; the other compares its inode with the one
  * that sock_diag(7) knows for the 4-tuple. An O_PATH descriptor can be neither read nor written.
- * For the control thread only.
+ * Thread-safe.
  */
 #ifndef CONN_MGR_PROOF_H
 #define CONN_MGR_PROOF_H

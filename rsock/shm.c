@@ -635,6 +635,16 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 	ring_bells(c, mask);
 }
 
+void rs_chan_rx_watch(struct rs_chan *c)
+{
+	struct rs_shm_head *first = c->link->mine[0];
+
+	/* It sleeps on its eventfd, as far as peers know, only while somebody wants this. */
+	if (first && !c->remote)
+		__atomic_store_n(&first->bells[0].asleep, RS_BELL_ALWAYS, __ATOMIC_SEQ_CST);
+	__atomic_fetch_or(&c->mine->rx_mask, 1, __ATOMIC_SEQ_CST);
+}
+
 bool rs_chan_rx_fin(const struct rs_chan *c, uint64_t *m)
 {
 	uint64_t fin = __atomic_load_n(&c->mine->fin, __ATOMIC_ACQUIRE);

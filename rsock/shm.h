@@ -206,6 +206,8 @@ void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len);
 uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off);
 /* The same, unchecked, for what is not read here: the peer may bring it over TCP yet. */
 uint64_t rs_chan_rx_told(const struct rs_chan *c);
+/* From now on the control thread hears of bytes that come. */
+void rs_chan_rx_watch(struct rs_chan *c);
 /* Publishes the head and wakes the peer's senders. */
 void rs_chan_rx_consume(struct rs_chan *c, uint64_t head);
 /* The peer's hint of its final offset. */

@@ -373,8 +373,10 @@ static uint64_t fin_or(const struct rs_stream *s, uint64_t other)
 enum rs_rx_plan rs_rx_plan(const struct rs_stream *s, uint64_t *n)
 {
 	*n = UINT64_MAX;
-	if (s->dead)
-		return RS_RXP_RESET;
+	if (s->dead) {
+		*n = s->rx_have;
+		return s->rx_answered && s->rx_off < s->rx_have ? RS_RXP_RING : RS_RXP_RESET;
+	}
 	switch (s->rx) {
 	case RS_RX_RAW:
 		return RS_RXP_TCP;
@@ -388,7 +390,11 @@ enum rs_rx_plan rs_rx_plan(const struct rs_stream *s, uint64_t *n)
 		return RS_RXP_MARK;
 	case RS_RX_FAST:
 		*n = fin_or(s, UINT64_MAX);
-		return s->rx_fin_known && s->rx_off >= s->rx_fin ? RS_RXP_EOF : RS_RXP_RING;
+		if (s->rx_fin_known && s->rx_off >= s->rx_fin)
+			return RS_RXP_EOF;
+		if (s->rx_shut && *n > s->rx_shut_at)
+			*n = s->rx_shut_at;
+		return RS_RXP_RING;
 	case RS_RX_DRAIN:
 		if (s->rx_off < s->rx_have) {
 			*n = s->rx_have;
@@ -492,7 +498,8 @@ static void rx_enter(struct rs_stream *s, uint32_t epoch, uint64_t n)
 	s->rx_held = 0;
 	s->rx_ok_sent = false;
 	s->t_prefix = 0;
-	if (s->refuse || s->handover || s->closing || s->dead || s->rx_eof || s->rx_off > n) {
+	if (s->refuse || s->handover || s->closing || s->dead || s->rx_eof || s->rx_off > n ||
+	    (s->rx_shut && n >= s->rx_shut_at)) {
 		s->rx = RS_RX_RAW;
 		msg(s, RS_MSG_NAK, epoch, n);
 		return;
@@ -511,6 +518,16 @@ static void drain(struct rs_stream *s, uint64_t have, uint64_t skip, uint8_t end
 	s->rx_end = end;
 	wake_rx(s);
 	try_rx_raw(s);
+}
+
+/* As TCP in FIN_WAIT, when nobody will read what comes. */
+static void answer_shut(struct rs_stream *s)
+{
+	reset(s, RS_REASON_CLOSING);
+	s->rx = RS_RX_DRAIN;
+	s->rx_have = RS_FAULT(SHUT_UNREAD) ? s->rx_off : max64(s->rx_shut_at, s->rx_off);
+	s->rx_end = END_RESET;
+	s->rx_answered = true;
 }
 
 /*
@@ -629,6 +646,10 @@ static void frame_resume(struct rs_stream *s, const struct rs_frame *f)
 		}
 		s->tx_ack = max64(s->tx_ack, f->b); /* the link may have told us more since */
 	}
+	if (s->rx_shut && !s->dead && f->c > s->rx_shut_at) {
+		answer_shut(s);
+		return;
+	}
 	s->rx_owed = f->c;
 	s->rx_fin_known = false;
 	drain(s, have, RS_FAULT(KEEP_OVERLAP) ? 0 : have - f->a, END_TCP);
@@ -683,6 +704,9 @@ void rs_rx_landed(struct rs_stream *s, uint64_t tail)
 	s->rx_tail = max64(s->rx_tail, tail);
 	if (s->closing && s->rx == RS_RX_FAST && s->rx_tail > s->rx_off)
 		reset(s, RS_REASON_CLOSING); /* bytes for a closed socket: RST, as TCP does */
+	else if (s->rx_shut && !s->dead && s->rx == RS_RX_FAST && s->rx_tail > s->rx_shut_at &&
+		 !RS_FAULT(SHUT_UNANSWERED))
+		answer_shut(s);
 }
 
 void rs_rx_tcp_eof(struct rs_stream *s, bool peer_unread)
@@ -896,6 +920,15 @@ void rs_stream_link_dead(struct rs_stream *s, uint8_t why)
 	rs_stream_leave(s, why, s->handover);
 }
 
+void rs_stream_peer_gone(struct rs_stream *s)
+{
+	if (s->dead)
+		return;
+	s->why = RS_REASON_PEER_CLOSED;
+	tx_orphan(s);
+	check_close(s);
+}
+
 void rs_stream_shutdown_wr(struct rs_stream *s, uint64_t now)
 {
 	(void)now;
@@ -919,6 +952,20 @@ void rs_stream_shutdown_wr(struct rs_stream *s, uint64_t now)
 		tx_flushed(s);
 		break;
 	}
+}
+
+void rs_stream_shutdown_both(struct rs_stream *s, uint64_t have)
+{
+	if (s->dead || s->rx_shut)
+		return;
+	s->rx_shut = true;
+	s->rx_shut_at = max64(have, s->rx_off);
+	if (s->rx == RS_RX_ARMED && !s->rx_ok_sent && have <= s->rx_n) {
+		s->refuse = true;
+		msg(s, RS_MSG_NAK, s->rx_epoch, s->rx_n);
+		rx_raw(s);
+	}
+	drain_from_tcp(s);
 }
 
 void rs_stream_close(struct rs_stream *s, bool unread, uint64_t now)

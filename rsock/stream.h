@@ -98,6 +98,8 @@ struct rs_stream {
 	bool rx_ok_sent; /* ARMED: ENTER_OK was sent */
 	bool rx_proved; /* a MARK was seen: the link peer is the TCP peer */
 	bool rx_eof; /* the kernel's FIN was seen */
+	bool rx_shut; /* both directions are shut: bytes behind rx_shut_at are answered by RST, */
+	bool rx_answered; /* and were: what is before rx_have may still be read */
 	uint8_t rx_end; /* what follows rx_have: 0 TCP, 1 end of file, 2 ECONNRESET */
 	uint8_t rx_late; /* MARK-like bytes that were handed on as data after the hold */
 	uint8_t rx_held; /* length of the proper prefix at N */
@@ -106,6 +108,7 @@ struct rs_stream {
 	uint8_t frame[RS_FRAME_LEN];
 	uint8_t frame_len;
 	uint64_t rx_ctl; /* control bytes read in the current epoch */
+	uint64_t rx_shut_at;
 
 	uint64_t t_enter, t_prefix, t_hold, t_ping; /* deadlines, ms; 0: off */
 
@@ -218,10 +221,20 @@ void rs_stream_leave(struct rs_stream *s, uint8_t why, bool handover);
 /* The link died: no message or ring byte will come any more. */
 void rs_stream_link_dead(struct rs_stream *s, uint8_t why);
 void rs_stream_shutdown_wr(struct rs_stream *s, uint64_t now);
+/*
+ * Both directions are shut. What has come, up to `have`, the program may still read; what comes behind
+ * it is answered by RST, as TCP does, and seen in ring bytes that are reported and in RESUME.
+ */
+void rs_stream_shutdown_both(struct rs_stream *s, uint64_t have);
 /* close() of the last descriptor. `unread`: TCP or ring hold bytes that were not read. */
 void rs_stream_close(struct rs_stream *s, bool unread, uint64_t now);
 /* The stream needs the link no more: says GONE, once. */
 void rs_stream_gone(struct rs_stream *s);
+/*
+ * The peer has ended, and its socket with it: it reads no control byte any more, but our next byte is
+ * answered by RST.
+ */
+void rs_stream_peer_gone(struct rs_stream *s);
 /* The link peer broke the protocol. */
 void rs_stream_violation(struct rs_stream *s);
 

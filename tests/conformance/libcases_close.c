@@ -145,6 +145,49 @@ CASE(close, shut_rdwr, 0)
 	peer_text(&k, 10);
 }
 
+/* In FIN_WAIT, with nobody to read it, what comes is answered by RST; what came before stays. */
+CASE(close, data_after_shut_rdwr, 0)
+{
+	struct conn k;
+	char b[16];
+
+	conf_pair(&k);
+	p_send(&k, "before");
+	wait_avail(k.fd, 6);
+	ret("shut", shutdown(k.fd, SHUT_RDWR));
+	mask("peer_eof", (int)p_poll(&k, POLLIN, 1000));
+	peer_ret("peer_send", p_send(&k, "after"));
+	yes("err", wait_ev(k.fd, POLLERR));
+	masks("poll", k.fd);
+	retd("recv", recv(k.fd, b, 16, 0), b);
+	ret("recv", recv(k.fd, b, 16, 0));
+	ret("recv", recv(k.fd, b, 16, 0));
+	masks("poll", k.fd);
+	ret("send", send(k.fd, "x", 1, MSG_NOSIGNAL));
+	mask("peer_poll", (int)p_poll(&k, 0, 1000));
+	peer_ret("peer_send", p_send(&k, "x"));
+	peer_text(&k, 10);
+}
+
+/* ... and after SHUT_RD alone it is read. */
+CASE(close, data_after_shut_rd, 0)
+{
+	struct conn k;
+	char b[16];
+
+	conf_pair(&k);
+	ret("shut", shutdown(k.fd, SHUT_RD));
+	p_send(&k, "abc");
+	wait_avail(k.fd, 3);
+	retd("recv", recv(k.fd, b, 2, 0), b);
+	retd("recv", recv(k.fd, b, 16, 0), b);
+	ret("recv", recv(k.fd, b, 16, 0));
+	p_send(&k, "def");
+	wait_avail(k.fd, 3);
+	retd("recv", recv(k.fd, b, 16, MSG_DONTWAIT), b);
+	ret("recv", recv(k.fd, b, 16, MSG_DONTWAIT));
+}
+
 CASE(close, shut_wr_then_rd, 0)
 {
 	struct conn k;
@@ -641,6 +684,25 @@ CASE(close, peer_killed, TWO)
 	p_exit(OP_KILL);
 	retd("recv", recv(k.fd, b, 16, MSG_WAITALL), b);
 	ret("recv", recv(k.fd, b, 16, 0));
+}
+
+/* Its kernel has said FIN before, and says nothing now: nothing is wrong until something is sent. */
+CASE(close, peer_shut_then_killed, TWO)
+{
+	struct conn k;
+	char b[16];
+
+	conf_pair(&k);
+	p_send(&k, "bye");
+	p_shut(&k, SHUT_WR);
+	yes("end", wait_ev(k.fd, POLLRDHUP));
+	p_exit(OP_KILL);
+	nap(300);
+	retd("recv", recv(k.fd, b, 16, MSG_WAITALL), b);
+	masks("poll", k.fd);
+	ret("send", send(k.fd, "x", 1, MSG_NOSIGNAL));
+	yes("reset", wait_ev(k.fd, POLLERR));
+	ret("send", send(k.fd, "x", 1, MSG_NOSIGNAL));
 }
 
 CASE(close, peer_killed_big, TWO)

@@ -309,6 +309,27 @@ bool app_shutdown(struct world *w, int e)
 	return true;
 }
 
+bool app_shutdown_both(struct world *w, int e)
+{
+	struct end *x = &w->end[e];
+
+	if (!open_app(x) || x->shut_both || x->handover || x->s.rx != RS_RX_FAST)
+		return false;
+	edge_sync(w, e);
+	if (x->s.dead)
+		return false;
+	x->shut_at = edge_tail(w, e);
+	trace(w, "e%d shutdown(RDWR) at %lu/%lu of %lu", e, (unsigned long)x->sent,
+	      (unsigned long)x->got, (unsigned long)x->shut_at);
+	cover(w, x->got < x->shut_at ? C_SHUT_UNREAD : C_SHUT_BOTH);
+	x->app_shut = true;
+	x->shut_both = true;
+	rs_stream_shutdown_wr(&x->s, w->now);
+	rs_stream_shutdown_both(&x->s, x->shut_at);
+	edge_obey(w, e);
+	return true;
+}
+
 static bool unread(struct world *w, int e)
 {
 	struct rs_stream *s = &w->end[e].s;

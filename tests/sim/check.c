@@ -19,6 +19,8 @@ void check_byte(struct world *w, int e, uint8_t byte)
 		fail(w, "wrong byte", "to end %d at %lu", e, (unsigned long)x->got);
 	if (honest && x->got >= w->end[!e].sent)
 		fail(w, "more than was sent", "to end %d at %lu", e, (unsigned long)x->got);
+	if (x->shut_both && x->s.rx == RS_RX_FAST && x->got >= x->shut_at)
+		fail(w, "read past SHUT_RDWR", "by end %d at %lu", e, (unsigned long)x->got);
 	x->got++;
 }
 
@@ -54,6 +56,13 @@ void check_reset(struct world *w, int e)
 
 	if (has(w, F_FORGE))
 		return;
+	if (x->s.rx_answered) {
+		cover(w, C_SHUT_ANSWERED);
+		if (x->got < x->shut_at)
+			fail(w, "bytes before SHUT_RDWR lost", "end %d got %lu of %lu", e,
+			     (unsigned long)x->got, (unsigned long)x->shut_at);
+		return;
+	}
 	if (!peer->alive && verbs) {
 		if (x->got < peer->sent)
 			cover(w, C_KILL_CUT);
@@ -87,6 +96,11 @@ void check_delivered(struct world *w, const char *when)
 		const struct end *x = &w->end[e], *peer = &w->end[!e];
 
 		if (!x->alive || x->app_closed || x->saw_reset || w->sock[e].reset || x->poisoned)
+			continue;
+		if (x->shut_both && x->s.rx == RS_RX_FAST && !x->s.dead &&
+		    edge_tail(w, e) > x->shut_at)
+			fail(w, "bytes after SHUT_RDWR not answered", "%s: end %d", when, e);
+		if (x->shut_both)
 			continue;
 		if ((!peer->alive && has(w, F_VERBS)) || peer->app_aborted || peer->lingering)
 			continue;

@@ -351,7 +351,7 @@ bool edge_watch(struct world *w, int e)
 
 	if (!x->alive || x->plain || w->sock[e].closed)
 		return false;
-	if (x->app_closed) {
+	if (x->app_closed || x->shut_both) {
 		edge_sync(w, e);
 		if (x->s.todo) {
 			edge_obey(w, e);

@@ -204,6 +204,8 @@ bool link_notice(struct world *w, int e)
 	trace(w, "e%d sees the dead link", e);
 	cover(w, C_CUT_RAW + x->s.tx);
 	edge_sync(w, e);
+	if (!w->end[!e].alive && rnd(w, 2))
+		rs_stream_peer_gone(&x->s);
 	rs_stream_link_dead(&x->s, RS_REASON_LINK_LOST);
 	edge_obey(w, e);
 	return true;

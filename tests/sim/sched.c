@@ -51,6 +51,7 @@ enum action {
 	A_NOTICE,
 	A_ATTACH,
 	A_SHUT,
+	A_BOTH,
 	A_CLOSE,
 	A_LINGER,
 	A_HANDOVER,
@@ -80,6 +81,7 @@ static const struct {
 	[A_NOTICE] = { 6, F_CUT | F_KILL },
 	[A_ATTACH] = { 10, F_REATTACH },
 	[A_SHUT] = { 2, F_SHUT },
+	[A_BOTH] = { 2, F_BOTH },
 	[A_CLOSE] = { 2, F_CLOSE },
 	[A_LINGER] = { 1, F_LINGER },
 	[A_HANDOVER] = { 2, F_HANDOVER },
@@ -184,6 +186,9 @@ static void act(struct world *w, enum action a, int e)
 		break;
 	case A_SHUT:
 		app_shutdown(w, e);
+		break;
+	case A_BOTH:
+		app_shutdown_both(w, e);
 		break;
 	case A_CLOSE:
 		app_close(w, e, false);
@@ -352,7 +357,7 @@ static uint32_t draw_features(struct world *w)
 		[BIT_LEAVE] = 2,      [BIT_HANDOVER] = 6,  [BIT_CUT] = 3,    [BIT_REATTACH] = 2,
 		[BIT_KILL] = 5,	      [BIT_FORGE] = 12,	   [BIT_PREFIX] = 4, [BIT_SLOW] = 20,
 		[BIT_PING] = 4,	      [BIT_HOLDFIRE] = 12, [BIT_SMALL] = 3,  [BIT_ONEWAY] = 6,
-		[BIT_SPLITMARK] = 20,
+		[BIT_SPLITMARK] = 20, [BIT_BOTH] = 6,
 	};
 	uint32_t features = 0;
 

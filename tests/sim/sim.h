@@ -24,6 +24,7 @@
 #define FEATURES(X)                                                     \
 	X(VERBS, "link without a surviving ring")                       \
 	X(SHUT, "shutdown(WR)")                                         \
+	X(BOTH, "shutdown(RDWR) on the fast path")                      \
 	X(CLOSE, "close")                                               \
 	X(LINGER, "close with SO_LINGER {1,0}")                         \
 	X(LEAVE, "voluntary leaves")                                    \
@@ -83,6 +84,9 @@ enum feature {
 	X(STOOD_STILL, 1, "answers awaited for longer")             \
 	X(CLOSE_UNREAD, 1, "closes with unread bytes")              \
 	X(DATA_TO_CLOSED, 1, "bytes that reached a closed socket")  \
+	X(SHUT_BOTH, 1, "shutdowns of both directions")             \
+	X(SHUT_UNREAD, 1, "... with unread bytes")                  \
+	X(SHUT_ANSWERED, 1, "bytes that came after that")           \
 	X(CUT_RAW, 1, "link deaths seen in tx RAW")                 \
 	X(CUT_ARMED, 1, "link deaths seen in tx ARMED")             \
 	X(CUT_MARK, 1, "link deaths seen in tx MARK")               \
@@ -185,6 +189,8 @@ struct end {
 	uint32_t mark_gen; /* link generation whose MARK was read */
 
 	bool app_shut, app_closed, app_aborted;
+	bool shut_both; /* what comes behind shut_at is answered by RST */
+	uint64_t shut_at;
 	bool handover, plain; /* asked for; another process has it */
 	bool had_left; /* when it was asked for: RESUME had promised received bytes */
 	bool saw_eof, saw_reset;
@@ -308,6 +314,7 @@ uint64_t edge_tail(const struct world *w, int e);
 bool app_send(struct world *w, int e, uint32_t k);
 bool app_recv(struct world *w, int e, uint32_t k);
 bool app_shutdown(struct world *w, int e);
+bool app_shutdown_both(struct world *w, int e);
 bool app_close(struct world *w, int e, bool linger);
 bool app_handover(struct world *w, int e);
 bool app_take_over(struct world *w, int e);

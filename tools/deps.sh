@@ -13,8 +13,9 @@ build='gcc libc6-dev make git pkg-config libibverbs-dev librdmacm-dev libnl-rout
 tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iproute2 strace jq curl'
 programs='redis-server redis-tools iperf3 nginx wrk postgresql gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux valgrind'
+fuzz='clang libclang-rt-14-dev'
 lint='clang-format cppcheck'
-wanted="$build $tests $programs $lab $lint"
+wanted="$build $tests $programs $lab $fuzz $lint"
 
 # shellcheck disable=SC2034
 suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'

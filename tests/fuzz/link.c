@@ -409,6 +409,7 @@ static void message(struct fuzz_in *in)
 	if (what & 64) {
 		m.code = (uint8_t)(1 + fuzz_int(in, 1) % 4);
 		m.features = (uint32_t)fuzz_int(in, 1);
+		m.index = (uint32_t)fuzz_int(in, 1);
 		m.slots = (uint32_t)fuzz_int(in, 2);
 		m.secret[0] ^= (uint8_t)fuzz_int(in, 1);
 		m.tuple.server_port = (uint16_t)(m.tuple.server_port ^ fuzz_int(in, 1));
@@ -449,6 +450,8 @@ static void check_link(const struct rs_link *l)
 	CHECK(l->shm.nmine <= RS_SHM_SEGMENTS && l->shm.npeer <= l->peer_segments);
 	CHECK(l->peer_segments <= RS_SHM_SEGMENTS);
 	CHECK(l->dead || l->slots <= l->shm.nmine * RS_SHM_SLOTS);
+	for (uint32_t i = 0; i < l->shm.npeer; i++)
+		CHECK(l->shm.peer[i]);
 	for (uint32_t id = 0; id < l->slots; id++)
 		used += l->slot[id].used;
 	CHECK(used == l->used);

@@ -281,15 +281,16 @@ static uint32_t some_epoch(struct fuzz_in *in)
 
 static void lie_frame(struct fuzz_in *in)
 {
-	uint8_t what = (uint8_t)fuzz_int(in, 1), bytes[RS_FRAME_LEN];
+	uint8_t what = (uint8_t)fuzz_int(in, 1), wild = (uint8_t)fuzz_int(in, 1);
+	uint8_t bytes[RS_FRAME_LEN];
 	struct rs_frame f = {
 		.type = what & 3,
 		.flags = what >> 2 & 3,
 		.epoch = what & 16 ? some_epoch(in) : s.rx_epoch,
 		.have_epoch = what & 32 ? some_epoch(in) : s.tx_epoch,
-		.a = what & 64 ? some_offset(in) : s.rx_tail,
-		.b = what & 64 ? some_offset(in) : s.tx_ack,
-		.c = what & 64 ? some_offset(in) : s.rx_tail,
+		.a = what & 64 ? some_offset(in) : s.rx_n,
+		.b = wild & 1 ? some_offset(in) : s.tx_ack,
+		.c = wild & 2 ? some_offset(in) : s.rx_tail,
 	};
 
 	rs_frame_encode(weak_mac, s.key, !s.dir, &f, bytes);
@@ -432,6 +433,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	tail = head = 0;
 	closed = over = false;
 	rs_stream_init(&s, &cfg);
+	if (how & 4) { /* some of it went before */
+		rs_rx_tcp(&s, 1000);
+		rs_tx_tcp(&s, 5000);
+		tail = 1000;
+		head = 5000;
+	}
 	rs_stream_attach(&s, key, how & 2);
 	while (in.left && !(closed && s.dead)) {
 		uint8_t op = (uint8_t)fuzz_int(&in, 1);

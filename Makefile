@@ -62,6 +62,7 @@ CONFORMANCE := $(call programs-in,tests/conformance)
 LUCK := $(call programs-in,tests/luck) $(BUILD)/tests/luck/luck-static
 APPS := $(call programs-in,tests/apps)
 BENCH := $(call programs-in,bench)
+FUZZ := $(call programs-in,tests/fuzz)
 EXAMPLES := $(call programs-in,examples)
 
 # The simulator drives only these files; it is built once as it is and once per planted fault.
@@ -164,6 +165,12 @@ $(REMOTE)-%: $(REMOTE_SRC) $(REMOTE_CORE) $(wildcard rsock/*.h)
 	$(call say,FAULT,$*)$(CC) $(RS_CFLAGS) -DRS_FAULTS_BUILD \
 		-DRS_FAULT_PLANTED=RS_FAULT_ID_$* -o $@ $(REMOTE_SRC) $(REMOTE_CORE)
 
+# The fuzz targets are of a build of their own (`make fuzz`), with what they need of the two layers.
+FUZZ_LIB := $(BUILD)/librsock-fuzz.a
+$(FUZZ_LIB): $(CORE_OBJ) $(call obj,$(wildcard conn_mgr/*.c) rsock/rdma/iwarp.c)
+	$(call say,AR,$(@F))rm -f $@ && $(AR) rcs $@ $^
+$(eval $(call program-rule,tests/fuzz,$(FUZZ_LIB),$(FUZZ_LIB) -fsanitize=fuzzer))
+
 SETTLE := $(BUILD)/tests/suites/settle.so
 $(SETTLE): $(call obj,tests/suites/settle.c)
 	@mkdir -p $(@D)
@@ -177,7 +184,7 @@ $(SETTLE): $(call obj,tests/suites/settle.c)
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit libc stress sim conformance luck apps lab asan tsan
+SUITES := unit libc stress sim fuzz conformance luck apps lab asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
@@ -240,6 +247,19 @@ test-asan test-tsan: test-%:
 	$(Q)$(MAKE) BUILD=$(BUILD)/$* SAN=$(SANITIZER) SUITE=$* RESULTS=$(RESULTS) test-san
 test-san: $(UNIT) $(STRESS)
 	$(call run-suite,$(SUITE)) --timeout=$(TIMEOUT) $(UNIT) $(STRESS)
+
+# libFuzzer targets of all that reads what others have written (docs/security.md). `make test-fuzz` replays
+# their corpora, and fuzzes each for a moment; `make fuzz` does so for FUZZ_SECONDS each.
+FUZZ_SECONDS ?= 600
+FUZZ_MAKE = $(MAKE) $(JOBS) BUILD=$(BUILD)/fuzz CC=clang SAN=fuzzer-no-link,address,undefined
+.PHONY: fuzz fuzz-programs
+fuzz-programs: $(FUZZ)
+test-fuzz:
+	$(Q)$(FUZZ_MAKE) fuzz-programs
+	$(call run-suite,fuzz) --timeout=120 tests/fuzz/run
+fuzz: deps
+	$(Q)$(FUZZ_MAKE) fuzz-programs
+	$(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/fuzz/run --seconds=$(FUZZ_SECONDS)
 
 # ---- the rest ----
 
@@ -311,6 +331,7 @@ help:
 		'test-suites        the test suites of CPython and libevent, plain and under rsock' \
 		'test-engines       Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ on three hosts' \
 		'test-matrix        many programs of Debian, plain and under rsock (docs/matrix.md)' \
+		'fuzz               libFuzzer on all that reads what others write, FUZZ_SECONDS=$(FUZZ_SECONDS) each' \
 		'bench              the benchmarks' \
 		'bench-lab          the benchmarks between two hosts with RDMA devices' \
 		'lab-shell          two hosts with RDMA devices: a shell on each, in tmux' \

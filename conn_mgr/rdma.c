@@ -158,7 +158,7 @@ bool rs_rdma_likely(void)
 
 bool rs_rdma_seen(void)
 {
-	int now = __atomic_load_n(&state, __ATOMIC_RELAXED);
+	int now = (int)__atomic_load_n(&state, __ATOMIC_RELAXED);
 
 	return rs_config.key != RS_KEY_BAD && now != UNUSABLE &&
 	       __atomic_load_n(now == LOADED ? &usable : &likely, __ATOMIC_RELAXED);

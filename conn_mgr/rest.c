@@ -32,8 +32,8 @@ bool rs_rest_declare(struct rs_conn *c)
 	if (c->rests)
 		return true;
 	if (!c->bound || c->ended || c->st->ch.remote || !rs_tx_is_raw(s) || !rs_rx_is_stuck(s) ||
-	    !ends_at(s, &end, &reset) || end - s->rx_off > UINT32_MAX)
-		return false;
+	    !ends_at(s, &end, &reset) || end > rs_chan_rx_survived(&c->st->ch, s->rx_off))
+		return false; /* that far the ring does not go, whatever the peer's FIN frame says */
 	c->rests = true;
 	__atomic_store_n(&c->mem.shared->rest, word_of(c->mem.ends, end - s->rx_off),
 			 __ATOMIC_SEQ_CST);

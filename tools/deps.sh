@@ -13,8 +13,9 @@ build='gcc libc6-dev make git pkg-config libibverbs-dev librdmacm-dev libnl-rout
 tests='libcmocka-dev libasan8 libubsan1 libtsan2 python3 procps util-linux iproute2 strace jq curl'
 programs='redis-server redis-tools iperf3 nginx wrk postgresql gnuplot-nox'
 lab='ibverbs-providers ibverbs-utils rdmacm-utils perftest nftables tmux valgrind'
+fuzz='clang libclang-rt-14-dev'
 lint='clang-format cppcheck'
-wanted="$build $tests $programs $lab $lint"
+wanted="$build $tests $programs $lab $fuzz $lint"
 
 # shellcheck disable=SC2034
 suites='python3.11 libpython3.11-testsuite openssl libssl-dev zlib1g-dev'
@@ -37,11 +38,11 @@ if ! command -v dpkg-query >/dev/null; then
 fi
 
 # shellcheck disable=SC2086
-installed=$(dpkg-query -W -f '${db:Status-Status} ${Package} \n' $wanted 2>/dev/null) || true
+installed=$(dpkg-query -W -f ':${db:Status-Status} ${Package} \n' $wanted 2>/dev/null) || true
 missing=
 for package in $wanted; do
 	case "$installed" in
-	*"installed $package "*) ;;
+	*":installed $package "*) ;; # not "not-installed"
 	*) missing="$missing $package" ;;
 	esac
 done

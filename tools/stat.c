@@ -200,7 +200,8 @@ static bool read_segment(int proc, int fd, int pid)
 	struct stream s = { .pid = pid };
 	struct stat st;
 
-	if (fstat(fd, &st) != 0 || pread(fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head) ||
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) ||
+	    pread(fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head) ||
 	    head.magic != RS_STATS_MAGIC || head.pid != own_pid(proc))
 		return false;
 	if (head.version != RS_STATS_VERSION || head.row_size != sizeof(s.row) ||
@@ -260,7 +261,8 @@ static int read_process(int pid)
 		if (n != sizeof(wanted) - 1 || memcmp(target, wanted, sizeof(wanted) - 1) != 0)
 			continue;
 		err = 0;
-		fd = openat(fds, entry->d_name, O_RDONLY | O_CLOEXEC);
+		/* In a mount namespace of its own a process can have a FIFO of that name. */
+		fd = openat(fds, entry->d_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 		if (fd < 0)
 			continue;
 		done = read_segment(proc, fd, pid);
@@ -404,14 +406,16 @@ static void human_bytes(char cell[CELL], uint64_t bytes)
 /* The cells of line `i` of the table; line 0 has the titles. */
 static void make_line(size_t i, char cells[COLUMNS][CELL])
 {
-	const struct stream *s = &found.streams[i - 1];
-	const struct rs_stats_row *row = &s->row;
+	const struct rs_stats_row *row;
+	const struct stream *s;
 
 	if (i == 0) {
 		for (int c = 0; c < COLUMNS; c++)
 			snprintf(cells[c], CELL, "%s", titles[c]);
 		return;
 	}
+	s = &found.streams[i - 1];
+	row = &s->row;
 	snprintf(cells[0], CELL, "%d", s->pid);
 	snprintf(cells[1], CELL, "%s", s->command);
 	snprintf(cells[2], CELL, "%d", row->fd);

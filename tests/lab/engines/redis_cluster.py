@@ -13,6 +13,10 @@ BUS = [MASTER + 10000, REPLICA + 10000]
 NODES = [(name, port) for port in (REPLICA, MASTER) for name in "abc"]
 
 
+def folder(port):
+    return "/tmp/redis-%d" % port
+
+
 class Cluster:
     def __init__(self, lab, plain):
         self.lab = lab
@@ -22,10 +26,9 @@ class Cluster:
 
     def start(self, name, port):
         host = self.hosts[name]
-        folder = "/tmp/redis-%d" % port
-        host.run(["mkdir", "-p", folder], check=True)
+        host.run(["mkdir", "-p", folder(port)], check=True)
         self.servers[name, port] = host.spawn(
-            [*prefix(host, self.plain), "redis-server", "--port", port, "--bind", host.ip, "--dir", folder,
+            [*prefix(host, self.plain), "redis-server", "--port", port, "--bind", host.ip, "--dir", folder(port),
              "--protected-mode", "no", "--save", "", "--cluster-enabled", "yes",
              "--cluster-node-timeout", 8000, "--repl-diskless-sync-delay", 0])
         self.servers[name, port].wait_listening(port)
@@ -37,6 +40,7 @@ class Cluster:
 
     def create(self):
         for name, port in NODES:
+            self.hosts[name].run(["rm", "-rf", folder(port)], check=True)  # another case's
             self.start(name, port)
         # A replica is never put on the host of its master.
         said = self.cli("a", MASTER, "--cluster", "create",

@@ -5,6 +5,7 @@
 #include <linux/memfd.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "rsock/lock.h"
 #include "rsock/sys.h"
@@ -43,8 +44,13 @@ static void unmap(void *p, size_t size)
 static bool map_sealed(struct chunk *k)
 {
 	const int seals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-	int fd = (int)rs_sys2(SYS_memfd_create, "rsock-states", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct rlimit rl;
+	int fd;
 
+	/* ftruncate beyond the limit would kill the program by SIGXFSZ. */
+	if (rs_sys4(SYS_prlimit64, 0, RLIMIT_FSIZE, NULL, &rl) == 0 && rl.rlim_cur < OWN_SIZE)
+		return false;
+	fd = (int)rs_sys2(SYS_memfd_create, "rsock-states", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return false;
 	if (rs_sys2(SYS_ftruncate, fd, OWN_SIZE) == 0)
@@ -59,7 +65,7 @@ static bool new_chunk(struct chunk *k)
 {
 	*k = (struct chunk){ 0 };
 	if (!map_sealed(k)) {
-		/* No descriptor, or a kernel before 5.1: streams leave before a fork. */
+		/* No descriptor, a limit, or a kernel before 5.1: streams leave before a fork. */
 		unmap(k->own, OWN_SIZE);
 		k->own = map(OWN_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	}

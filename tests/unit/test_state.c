@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -77,6 +78,24 @@ static void each_has_its_own(void **state)
 		assert_int_equal(m[i].seen->ktx, i + 1);
 		assert_int_equal(m[i].shared->rest, i + 1);
 	}
+}
+
+static bool takes_unseen(struct rs_state_mem *m)
+{
+	const struct rlimit none = { 0 };
+	struct rs_state_mem mine;
+
+	rs_states_seal(false);
+	if (setrlimit(RLIMIT_FSIZE, &none) != 0 || !rs_state_take(&mine) || mine.seen)
+		return false;
+	mine.own->ktx = mine.shared->rest = 5;
+	return m->seen->ktx == 2;
+}
+
+static void without_files_no_child_sees_it(void **state)
+{
+	(void)state;
+	in_child(takes_unseen);
 }
 
 static bool only_sees(struct rs_state_mem *m)
@@ -150,6 +169,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_has_its_own),
+		cmocka_unit_test(without_files_no_child_sees_it),
 		cmocka_unit_test(child_sees_and_cannot_write),
 		cmocka_unit_test(child_inside_a_call_has_a_copy),
 		cmocka_unit_test(child_takes_its_own),

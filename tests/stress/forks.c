@@ -190,7 +190,11 @@ static void *pour(void *arg)
 }
 
 /* Bytes from `at` on, up to offset `to`; the offset reached; less than that: end of file or an error. */
-static uint64_t drink(int fd, uint64_t id, uint64_t at, uint64_t to, struct rng *r, bool *wrong)
+struct found {
+	bool wrong, reset; /* what the bytes are, how they end */
+};
+
+static uint64_t drink(int fd, uint64_t id, uint64_t at, uint64_t to, struct rng *r, struct found *f)
 {
 	uint8_t buf[MOST];
 
@@ -201,10 +205,11 @@ static uint64_t drink(int fd, uint64_t id, uint64_t at, uint64_t to, struct rng 
 		if (n > to - at)
 			n = (size_t)(to - at);
 		k = rsock_recv(fd, buf, n, 0);
+		f->reset |= k < 0;
 		if (k <= 0)
 			break;
 		if (!pattern_check(id, at, buf, (size_t)k)) {
-			*wrong = true;
+			f->wrong = true;
 			break;
 		}
 		at += (uint64_t)k;
@@ -221,7 +226,8 @@ static void child_goes_on(void)
 	do {
 		struct source s;
 		uint64_t at, part;
-		bool wrong = false, before;
+		bool before;
+		struct found f = { 0 };
 		pthread_t t;
 		int fds[2], w;
 		pid_t pid;
@@ -237,15 +243,15 @@ static void child_goes_on(void)
 		part = rng_below(&r, (uint32_t)s.total + 1);
 		before = rng_below(&r, 2);
 		t = stress_thread(pour, &s);
-		at = drink(fds[1], s.id, 0, part, &r, &wrong);
+		at = drink(fds[1], s.id, 0, part, &r, &f);
 		fast += rsock_fd_path(fds[1]) == FAST;
-		if (at != part || wrong)
+		if (at != part || f.wrong)
 			stress_fail("the parent's part: %llu of %llu", (unsigned long long)at,
 				    (unsigned long long)part);
 		pid = fork();
 		if (pid == 0) {
-			at = drink(fds[1], s.id, at, s.total, &r, &wrong);
-			_exit(wrong ? 2 : at != s.total);
+			at = drink(fds[1], s.id, at, s.total, &r, &f);
+			_exit(f.wrong ? 2 : at != s.total);
 		}
 		if (before)
 			rsock_close(fds[1]);
@@ -281,7 +287,7 @@ static void own(struct account *acc, uint64_t total)
 	struct rng r = rng_new();
 	uint8_t buf[MOST];
 	pid_t self = getpid();
-	bool wrong = false;
+	struct found f = { 0 };
 	uint64_t at;
 
 	rsock_send(fd, "!", 1, 0);
@@ -316,8 +322,8 @@ static void own(struct account *acc, uint64_t total)
 		if (rsock_send(fd, buf, n, 0) != (ssize_t)n)
 			_exit(5);
 		acc->sent += n;
-		at = drink(fd, 7, acc->received, acc->received + rng_size(&r, 4000), &r, &wrong);
-		acc->wrong |= wrong;
+		at = drink(fd, 7, acc->received, acc->received + rng_size(&r, 4000), &r, &f);
+		acc->wrong |= f.wrong;
 		acc->received = at;
 	}
 }
@@ -350,7 +356,7 @@ static void owner_killed(void)
 		uint64_t total = 200000 + rng_below(&r, 3000000), got;
 		struct source s = { .id = 7, .total = total, .shut = true };
 		uint64_t late = stress_now() + STRESS_LONG_MS;
-		bool wrong = false, reset;
+		struct found f = { 0 };
 		pthread_t t;
 		pid_t pid;
 		uint8_t b;
@@ -372,19 +378,19 @@ static void owner_killed(void)
 			kill(pid, SIGKILL); /* or have hardly begun */
 		got = 0;
 		if (kill(pid, 0) == 0 && rng_below(&r, 2))
-			got = drink(s.fd, 9, 0, rng_below(&r, 300000), &r, &wrong);
+			got = drink(s.fd, 9, 0, rng_below(&r, 300000), &r, &f);
 		kill(pid, SIGKILL);
 		reap(pid);
-		got = drink(s.fd, 9, got, UINT64_MAX, &r, &wrong);
-		reset = rsock_recv(s.fd, &b, 1, 0) < 0;
+		got = drink(s.fd, 9, got, UINT64_MAX, &r, &f);
+		f.reset |= rsock_recv(s.fd, &b, 1, 0) < 0;
 		pthread_join(t, NULL);
 		while (!__atomic_load_n(&acc->over, __ATOMIC_SEQ_CST) && stress_now() < late)
 			usleep(200);
-		if (wrong || !acc->over)
-			stress_fail(wrong ? "wrong bytes" : "the heir hangs");
-		check(acc, total, got, reset);
+		if (f.wrong || !acc->over)
+			stress_fail(f.wrong ? "wrong bytes" : "the heir hangs");
+		check(acc, total, got, f.reset);
 		fast += acc->fast;
-		resets += acc->reset || reset;
+		resets += acc->reset || f.reset;
 		rsock_close(s.fd);
 		munmap(acc, sizeof(*acc));
 		rounds++;

@@ -251,7 +251,7 @@ def case_both_stop_while_they_enter(lab):
 ASK = os.path.join(BUILD, "tests/apps/ask")
 # So that a crowd's processes have it by their fork: to load it is a third of what each of them does.
 LOADED = {"LD_PRELOAD": os.path.join(BUILD, "librsock-rdma.so")}
-OWN_DESCRIPTORS = 13  # README.md; and none for a process that it is not linked to any more
+OWN_DESCRIPTORS = 16  # as README has it: ten, and six for a device
 LATE = ("no-route", "link-lost", "peer-left")
 CLIENTS = 1000
 AT_ONCE = 12  # of them, 8 have a worker and the others wait in the backlog

@@ -70,9 +70,10 @@ static void begin(uint64_t rx, uint64_t tx)
 
 /* What conn_fast.c leaves to others. */
 
-void rs_conn_unlock(struct rs_conn *of)
+void rs_conn_settle(struct rs_conn *of)
 {
-	rs_unlock(&of->lock);
+	rs_stream_todo(&of->st->sm);
+	of->st->sm.nmsgs = 0;
 }
 
 void rs_conn_end_orphan(struct rs_conn *of)

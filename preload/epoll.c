@@ -147,6 +147,21 @@ void rs_epoll_put(struct rs_epoll *ep)
 	rs_unlock(&pool_lock);
 }
 
+bool rs_epoll_inner(struct rs_epoll *ep, uint32_t n, struct rs_epoll **inner)
+{
+	const struct rs_inner *i;
+
+	*inner = NULL;
+	rs_lock(&ep->lock);
+	for (i = ep->inner; i && n > 0; n--)
+		i = i->next;
+	if (i && rs_file(i->fd) == ((uintptr_t)i->ep | RS_KIND_EPOLL) && i->ep->tag == i->tag &&
+	    rs_epoll_get(i->ep))
+		*inner = i->ep;
+	rs_epoll_unlock(ep);
+	return i != NULL;
+}
+
 static void forget_one(int fd, uintptr_t word, void *arg)
 {
 	struct rs_epoll *ep;
@@ -347,11 +362,11 @@ static void mark(struct rs_epoll *ep)
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = ep->tag };
 	uint32_t bell;
 
-	if (RS_GET(ep->marked))
+	if (RS_GET(ep->marked) || RS_GET(ep->flat))
 		return;
 	/* The control thread and a thread of the program may both be first. */
 	rs_lock(&ep->mark_lock);
-	bell = RS_GET(ep->marked) ? 0 : rs_bell_get();
+	bell = RS_GET(ep->marked) || RS_GET(ep->flat) ? 0 : rs_bell_get();
 	if (bell) {
 		/* Before the first event can come: a waiter must know what it is. */
 		RS_SET(ep->bell, bell);
@@ -368,6 +383,28 @@ static void mark(struct rs_epoll *ep)
 	rs_unlock(&ep->mark_lock);
 	if (bell)
 		rs_links_send_bells();
+}
+
+bool rs_epoll_unmark(struct rs_epoll *ep)
+{
+	struct epoll_event ev = { 0 };
+	bool silent = true;
+
+	rs_lock(&ep->lock);
+	for (uint32_t b = 0; b < RS_EPOLL_BUCKETS; b++)
+		for (const struct rs_item *it = ep->hash[b]; it; it = it->hash_next)
+			silent &= RS_GET(it->in_kernel);
+	rs_lock(&ep->mark_lock);
+	if (silent && RS_GET(ep->marked)) {
+		rs_sys4(SYS_epoll_ctl, RS_GET(ep->epfd), EPOLL_CTL_DEL,
+			rs_bell_fd(RS_GET(ep->bell)), &ev);
+		rs_bell_put(RS_GET(ep->bell));
+		RS_SET(ep->bell, 0);
+		__atomic_store_n(&ep->marked, false, __ATOMIC_SEQ_CST);
+	}
+	rs_unlock(&ep->mark_lock);
+	rs_epoll_unlock(ep);
+	return silent;
 }
 
 /* Whether the number under which an item was added still means its connection. Under its lock. */

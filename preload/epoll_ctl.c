@@ -8,6 +8,8 @@
 #include "preload/files.h"
 #include "rsock/sys.h"
 
+#define FLATTEN_MS 2000 /* to wait for a stream that goes back to TCP */
+
 /* What may stand beside EPOLLEXCLUSIVE. */
 #define EXCLUSIVE_OK                                                                   \
 	((uint32_t)(EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | \
@@ -154,6 +156,83 @@ static void unnest(struct rs_epoll *ep, int fd)
 	rs_epoll_unlock(ep);
 }
 
+/* The streams of a set go back to TCP. */
+static void leave_all(struct rs_epoll *ep)
+{
+	RS_SET(ep->flat, true);
+	for (;;) {
+		struct rs_conn *c = NULL;
+
+		rs_lock(&ep->lock);
+		for (uint32_t b = 0; b < RS_EPOLL_BUCKETS && !c; b++)
+			for (struct rs_item *it = ep->hash[b]; it && !c; it = it->hash_next)
+				if (!RS_GET(it->in_kernel) && !it->evicted && rs_conn_get(it->c)) {
+					it->evicted = true;
+					c = it->c;
+				}
+		rs_epoll_unlock(ep);
+		if (!c)
+			break;
+		rs_conn_leave(c, RS_REASON_CALL, true, FLATTEN_MS);
+		rs_conn_put(c);
+	}
+}
+
+/*
+ * A bell is a set in a set too, and one more way by which others are woken. When that is more than the
+ * kernel takes, the streams in `ep` and in the sets below do without. True: it may be enough now.
+ */
+static bool flatten(struct rs_epoll *ep, int depth)
+{
+	bool did = false;
+
+	if (!RS_GET(ep->flat)) {
+		leave_all(ep);
+		did = rs_epoll_unmark(ep);
+	}
+	for (uint32_t n = 0; depth > 0; n++) {
+		struct rs_epoll *inner;
+
+		if (!rs_epoll_inner(ep, n, &inner))
+			break;
+		if (inner) {
+			did |= flatten(inner, depth - 1);
+			rs_epoll_put(inner);
+		}
+	}
+	return did;
+}
+
+/* What is not, or need not be, a stream of ours. */
+static int kernel_ctl(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
+{
+	bool set = rs_file_kind(rs_file(fd)) == RS_KIND_EPOLL && epfd != fd;
+	int before = errno, r = rs_real.epoll_ctl(epfd, op, fd, ev);
+
+	if (r != 0 && set && op == EPOLL_CTL_ADD && (errno == ELOOP || errno == EINVAL)) {
+		struct rs_epoll *inner = rs_epoll_of(fd);
+		int why = errno;
+
+		errno = before;
+		if (inner && flatten(inner, RS_EPOLL_MAX_NESTS))
+			r = rs_real.epoll_ctl(epfd, op, fd, ev);
+		else
+			errno = why;
+		if (inner)
+			rs_epoll_put(inner);
+	}
+	if (r == 0 && op == EPOLL_CTL_ADD)
+		__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
+	if (r == 0)
+		RS_SET(ep->kernel_look, 0); /* it may be ready */
+	if (r == 0 && op != EPOLL_CTL_MOD && set) {
+		unnest(ep, fd);
+		if (op == EPOLL_CTL_ADD)
+			nest(ep, fd);
+	}
+	return r;
+}
+
 int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_event *ev)
 {
 	uintptr_t word = rs_file(fd);
@@ -162,19 +241,8 @@ int rs_epoll_ctl_ep(struct rs_epoll *ep, int epfd, int op, int fd, struct epoll_
 	int r;
 
 	if (rs_file_kind(word) != RS_KIND_CONN || (op != EPOLL_CTL_DEL && !ev) || epfd == fd ||
-	    (!RS_GET(ep->items) && RS_GET(((struct rs_conn *)rs_file_pointer(word))->plain))) {
-		r = rs_real.epoll_ctl(epfd, op, fd, ev);
-		if (r == 0 && op == EPOLL_CTL_ADD)
-			__atomic_fetch_add(&ep->kernel_fds, 1, __ATOMIC_RELAXED);
-		if (r == 0)
-			RS_SET(ep->kernel_look, 0); /* it may be ready */
-		if (r == 0 && op != EPOLL_CTL_MOD && rs_file_kind(word) == RS_KIND_EPOLL) {
-			unnest(ep, fd);
-			if (op == EPOLL_CTL_ADD)
-				nest(ep, fd);
-		}
-		return r;
-	}
+	    (!RS_GET(ep->items) && RS_GET(((struct rs_conn *)rs_file_pointer(word))->plain)))
+		return kernel_ctl(ep, epfd, op, fd, ev);
 	c = rs_file_pointer(word);
 	if (!rs_conn_get(c))
 		return rs_real.epoll_ctl(epfd, op, fd, ev);

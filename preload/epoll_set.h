@@ -28,6 +28,7 @@ struct rs_item {
 	epoll_data_t data;
 	bool in_kernel; /* the kernel's set speaks for it */
 	bool disarmed; /* EPOLLONESHOT has fired */
+	bool evicted; /* was told to leave for TCP, for the set has no room for a bell */
 	bool queued;
 	bool fresh; /* bytes or room came: an edge, whatever was told before */
 	uint64_t batch; /* the last one of the set that it was in */
@@ -70,6 +71,7 @@ struct rs_epoll {
 	uint64_t tag; /* the bell's data word there */
 	uint32_t sleepers;
 	bool nested; /* some other set watches this one: its bell must always be heard */
+	bool flat; /* it is nested as deep as the kernel allows: there is no room for a bell */
 	uint32_t spin;
 	uint64_t batches; /* that were collected */
 	uint64_t switches; /* items that have left the kernel's set */
@@ -92,8 +94,12 @@ static inline void rs_epoll_unlock(struct rs_epoll *ep)
 
 /* A reference, unless the set is gone. */
 bool rs_epoll_get(struct rs_epoll *ep);
+/* The `n`-th set in this one, with a reference (NULL: it is gone); false: there are not so many. */
+bool rs_epoll_inner(struct rs_epoll *ep, uint32_t n, struct rs_epoll **inner);
 /* Sets that watch this one hear of its news again. */
 void rs_epoll_renew_nested(struct rs_epoll *ep);
+/* The kernel's set without the bell, for good; false: it has streams that need one still. */
+bool rs_epoll_unmark(struct rs_epoll *ep);
 
 struct rs_item *rs_item_of(struct rs_watch *w);
 /* The bits of poll(2) that it asks for. */

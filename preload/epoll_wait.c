@@ -152,25 +152,13 @@ static bool ready_inside(struct rs_epoll *ep, int depth);
 /* Makes what the kernel says of the sets in this set true. */
 static void look_inside(struct rs_epoll *ep, int depth)
 {
-	for (uint32_t n = 0;; n++) {
-		struct rs_epoll *inner = NULL;
-		struct rs_inner *i;
+	struct rs_epoll *inner;
 
-		rs_lock(&ep->lock);
-		i = ep->inner;
-		for (uint32_t k = 0; i && k < n; k++)
-			i = i->next;
-		if (i && rs_file(i->fd) == ((uintptr_t)i->ep | RS_KIND_EPOLL) &&
-		    i->ep->tag == i->tag && rs_epoll_get(i->ep))
-			inner = i->ep;
-		rs_epoll_unlock(ep);
+	for (uint32_t n = 0; rs_epoll_inner(ep, n, &inner); n++)
 		if (inner) {
 			ready_inside(inner, depth);
 			rs_epoll_put(inner);
-		} else if (!i) {
-			break;
 		}
-	}
 }
 
 /* ---- the kernel's part ---- */

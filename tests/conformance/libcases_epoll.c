@@ -545,7 +545,29 @@ CASE(epoll, nested_edge, 0)
 	ev("inner", in, 8, 0);
 }
 
-CASE(epoll, nested_depth, NOSTATE)
+/* A chain of sets, one in another, as deep as the kernel takes it, and a level more. */
+static void nest(int ep[8])
+{
+	for (int i = 0; i < 7; i++)
+		ret("n", add(ep[i + 1], ep[i], EPOLLIN, 1));
+}
+
+static void deep_wakes(const int ep[8], struct conn *k)
+{
+	char b[8];
+
+	p_send(k, "abc");
+	ev("deep", ep[4], 8, 2000);
+	ev("inner", ep[0], 8, 0);
+	ret("recv", recv(k->fd, b, 8, 0));
+	ev("none", ep[4], 8, 0);
+	p_later(k, 50, OP_SEND, 0, 0, "late");
+	ev("late", ep[4], 8, 2000);
+	p_done();
+	ret("recv", recv(k->fd, b, 8, 0));
+}
+
+CASE(epoll, nested_depth, 0)
 {
 	int ep[8];
 	struct conn k;
@@ -554,10 +576,69 @@ CASE(epoll, nested_depth, NOSTATE)
 	for (int i = 0; i < 8; i++)
 		ep[i] = epoll_create1(0);
 	ret("sock", add(ep[0], k.fd, EPOLLIN, 1));
-	for (int i = 0; i < 7; i++)
-		ret("n", add(ep[i + 1], ep[i], EPOLLIN, 1));
+	nest(ep);
+	deep_wakes(ep, &k);
+}
+
+CASE(epoll, nested_depth_unread, 0)
+{
+	int ep[8];
+	struct conn k;
+
+	conf_pair(&k);
+	for (int i = 0; i < 8; i++)
+		ep[i] = epoll_create1(0);
+	ret("sock", add(ep[0], k.fd, EPOLLIN, 1));
+	p_send(&k, "x");
+	ev("ready", ep[0], 8, 2000);
+	nest(ep);
+	ev("deep", ep[4], 8, 2000);
+	deep_wakes(ep, &k);
+}
+
+CASE(epoll, nested_depth_first, 0)
+{
+	int ep[8];
+	struct conn k;
+
+	conf_pair(&k);
+	for (int i = 0; i < 8; i++)
+		ep[i] = epoll_create1(0);
+	nest(ep);
+	ret("sock", add(ep[0], k.fd, EPOLLIN, 1));
+	deep_wakes(ep, &k);
+}
+
+CASE(epoll, nested_loop, 0)
+{
+	int ep[2] = { epoll_create1(0), epoll_create1(0) };
+	struct conn k;
+
+	conf_pair(&k);
+	ret("sock", add(ep[0], k.fd, EPOLLIN, 1));
+	ret("in", add(ep[1], ep[0], EPOLLIN, 1));
+	ret("loop", add(ep[0], ep[1], EPOLLIN, 1));
 	p_send(&k, "abc");
-	ev("deep", ep[3], 8, 2000);
+	ev("outer", ep[1], 8, 2000);
+}
+
+/* The kernel counts the ways by which a file wakes others: 500 that have a set between. */
+CASE(epoll, nested_wide, 0)
+{
+	int in = epoll_create1(0), ok = 0, last = -1, r = 0;
+	struct conn k;
+
+	conf_pair(&k);
+	ret("sock", add(in, k.fd, EPOLLIN, 1));
+	while (r == 0 && ok < 600) {
+		last = epoll_create1(0);
+		r = add(last, in, EPOLLIN, 1);
+		ok += r == 0;
+	}
+	ret("more", r);
+	out(" sets=%d", ok);
+	p_send(&k, "abc");
+	ev("first", last - 1, 8, 2000);
 }
 
 CASE(epoll, pollable, 0)

@@ -37,14 +37,15 @@ void rs_link_untrigger(struct rs_link *l, uint32_t bell)
 
 void rs_links_send_bells(void)
 {
-	uint32_t made = rs_bell_made();
+	/* Of the others it hears when they are taken. And of one that the program's first set will take. */
+	uint32_t wanted = (rs_bell_used() | 3) & rs_bell_made();
 
 	for (struct rs_link *l = __atomic_load_n(&rs_links, __ATOMIC_ACQUIRE); l; l = l->next) {
 		uint32_t todo;
 
 		if (!rs_link_alive(l) || l->shm.remote)
 			continue;
-		todo = made & ~__atomic_load_n(&l->bells_sent, __ATOMIC_RELAXED);
+		todo = wanted & ~__atomic_load_n(&l->bells_sent, __ATOMIC_RELAXED);
 		for (; todo; todo &= todo - 1) {
 			uint32_t b = (uint32_t)__builtin_ctz(todo);
 			struct rs_msg m = { .type = RS_MSG_BELL, .index = b };

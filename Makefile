@@ -184,7 +184,7 @@ $(SETTLE): $(call obj,tests/suites/settle.c)
 # Each suite is one call of tests/run, which appends one line to $(RESULTS). `make test` runs every
 # suite, whatever the others did, and adds the lines up; a suite that left no line has failed.
 
-SUITES := unit libc stress sim fuzz conformance luck apps lab asan tsan
+SUITES := unit libc stress sim fuzz conformance luck apps lab faults-few asan tsan
 RESULTS ?= $(BUILD)/test-results
 TIMEOUT ?= 300
 run-suite = $(Q)RSOCK_BUILD=$(abspath $(BUILD)) tests/run --suite=$(1) --results=$(RESULTS)
@@ -223,6 +223,13 @@ test-matrix: all
 test-lab: all $(APPS) $(BENCH)
 	$(Q)tests/lab/kernel >/dev/null
 	$(call run-suite,lab) --timeout=2700 $(call script,tests/lab/run)
+
+# Checked transfers while faults strike at random, here and between hosts of the lab. `make test` plays a
+# few of them; all take half an hour.
+.PHONY: test-faults
+test-faults test-faults-few: all $(APPS)
+	$(Q)tests/lab/kernel >/dev/null
+	$(call run-suite,$(@:test-%=%)) --timeout=7200 'tests/faults/run$(if $(@:test-faults=), --few)'
 
 # The test suites of others, plain and under rsock. Not part of `make test`: it takes ten minutes.
 .PHONY: test-suites
@@ -329,6 +336,7 @@ help:
 		'test               every test suite; ends with "N passed, N failed"' \
 		'test-SUITE         one suite: $(SUITES)' \
 		'test-suites        the test suites of CPython and libevent, plain and under rsock' \
+		'test-faults        the fault campaign: half an hour (test-faults-few: two minutes)' \
 		'test-engines       Redis Cluster, PostgreSQL replication, Open MPI, RabbitMQ on three hosts' \
 		'test-matrix        many programs of Debian, plain and under rsock (docs/matrix.md)' \
 		'fuzz               libFuzzer on all that reads what others write, FUZZ_SECONDS=$(FUZZ_SECONDS) each' \

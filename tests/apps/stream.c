@@ -5,6 +5,7 @@
  *	stream server|client [--host ADDR] [--port N] [--bytes N] [--conns N] [--mode MODE]
  *		[--first client|server|both] [--halfclose] [--seed N] [--send HOW] [--recv HOW]
  *		[--nonblock] [--chunk N] [--warm] [--hold] [--one-way client|server]
+ *		[--progress FILE] [--forks N]
  *
  * The server prints "PORT n" when it listens, both print UP when the first connection (blocking, threads)
  * or all of them (otherwise) are there. Every direction of every connection carries its own
@@ -18,6 +19,9 @@
  *	--warm     before the transfer, exchange small messages until both directions are fast
  *	--hold     when all connections are there print READY and wait for the end of stdin
  *	--one-way  only this end sends
+ *	--progress keep there, for each connection, what was sent and received, and how it ended
+ *	           (struct progress): it tells of a process that was killed
+ *	--forks    a thread forks so many times; the children do nothing and exit
  *
  * Exit status: 0 all went well; 3 the other end was lost, what had come until then was right; 1 wrong
  * bytes, 2 anything else.
@@ -45,6 +49,7 @@
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -59,6 +64,12 @@ struct hash {
 	unsigned int have;
 };
 
+/* tests/faults/run reads it */
+struct progress {
+	int64_t sent, rcvd;
+	int64_t end; /* 0: not yet; 1: as it should; 2: by an end of file too early; else -errno */
+};
+
 struct conn {
 	int fd;
 	int file;
@@ -71,6 +82,7 @@ struct conn {
 	long tx_off, tx_len; /* the part of the stream that buf holds */
 	char *buf;
 	bool shut, eof, done;
+	int err;
 	uint32_t armed;
 	int path_seen, path_end;
 };
@@ -90,6 +102,8 @@ static struct {
 	unsigned int seed;
 	const char *send, *recv;
 	long chunk;
+	const char *progress;
+	long forks;
 } opt = { .host = "127.0.0.1",
 	  .bytes = 1 << 20,
 	  .conns = 1,
@@ -107,6 +121,8 @@ static struct {
 } total = { .mismatch_at = -1 };
 static pthread_mutex_t total_lock = PTHREAD_MUTEX_INITIALIZER;
 static int (*fd_path)(int);
+static struct progress *progress;
+static uint64_t last_came, longest_gap; /* ns: when bytes came last; the longest time without any */
 
 /* ------------------------------------------------------------------ bytes */
 
@@ -199,6 +215,31 @@ static void trouble(int err, const char *what)
 	pthread_mutex_unlock(&total_lock);
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* Bytes came, on whichever connection. */
+static void came(void)
+{
+	uint64_t t = now_ns(), last = __atomic_exchange_n(&last_came, t, __ATOMIC_RELAXED);
+
+	if (last && t > last && t - last > __atomic_load_n(&longest_gap, __ATOMIC_RELAXED))
+		__atomic_store_n(&longest_gap, t - last, __ATOMIC_RELAXED);
+}
+
+static void note_progress(const struct conn *c)
+{
+	if (progress) {
+		__atomic_store_n(&progress[c->idx].sent, c->sent, __ATOMIC_RELEASE);
+		__atomic_store_n(&progress[c->idx].rcvd, c->rcvd, __ATOMIC_RELEASE);
+	}
+}
+
 static void look_at_path(struct conn *c)
 {
 	if (fd_path) {
@@ -225,6 +266,8 @@ static void finish(struct conn *c, bool good)
 {
 	if (fd_path)
 		add_fast_bytes(c->fd);
+	if (progress)
+		progress[c->idx].end = good ? 1 : c->eof ? 2 : -c->err;
 	pthread_mutex_lock(&total_lock);
 	total.tx += c->sent;
 	total.rx += c->rcvd;
@@ -335,7 +378,8 @@ static long send_some(struct conn *c)
 	if (r < 0) {
 		if (errno == EAGAIN || errno == EINTR)
 			return 0;
-		trouble(errno, how);
+		c->err = errno;
+		trouble(c->err, how);
 		return -1;
 	}
 	hash_add(&c->tx, p, (size_t)r);
@@ -343,6 +387,7 @@ static long send_some(struct conn *c)
 	    c->sent + r == c->to_send)
 		look_at_path(c);
 	c->sent += r;
+	note_progress(c);
 	if (c->sent == c->to_send && opt.halfclose && !c->shut) {
 		look_at_path(c);
 		c->shut = true;
@@ -395,7 +440,8 @@ static long recv_some(struct conn *c)
 	if (r < 0) {
 		if (errno == EAGAIN || errno == EINTR)
 			return 0;
-		trouble(errno, how);
+		c->err = errno;
+		trouble(c->err, how);
 		return -1;
 	}
 	if (!r) {
@@ -429,6 +475,8 @@ static long recv_some(struct conn *c)
 	    c->rcvd + r == c->to_recv)
 		look_at_path(c);
 	c->rcvd += r;
+	note_progress(c);
+	came();
 	return r;
 }
 
@@ -721,10 +769,7 @@ static bool full(int fd, void *p, size_t n, bool out)
 
 static double now(void)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+	return (double)now_ns() / 1e9;
 }
 
 /*
@@ -814,8 +859,41 @@ static int next_fd(int listener)
 	return fd;
 }
 
+static void *fork_some(void *arg)
+{
+	(void)arg;
+	for (long i = 0; i < opt.forks; i++) {
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			usleep(20000);
+			_exit(0);
+		}
+		if (pid < 0)
+			trouble(errno, "fork");
+		usleep(10000);
+		while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+			;
+	}
+	return NULL;
+}
+
+static void open_progress(void)
+{
+	size_t len = (size_t)opt.conns * sizeof(*progress);
+	int fd = open(opt.progress, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	if (fd < 0 || ftruncate(fd, (off_t)len))
+		exit(2);
+	progress = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (progress == MAP_FAILED)
+		exit(2);
+}
+
 static void run(int listener)
 {
+	pthread_t forker;
 	struct conn *c = calloc((size_t)opt.conns, sizeof(*c));
 	pthread_t *t = calloc((size_t)opt.conns, sizeof(*t));
 	pthread_attr_t attr;
@@ -825,6 +903,10 @@ static void run(int listener)
 		exit(2);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 512 << 10);
+	if (opt.progress)
+		open_progress();
+	if (opt.forks && pthread_create(&forker, &attr, fork_some, NULL))
+		exit(2);
 	for (; n < opt.conns; n++) {
 		int fd = next_fd(listener);
 
@@ -853,6 +935,8 @@ static void run(int listener)
 		loop_select(c, n);
 	for (long i = 0; opt.mode == THREADS && i < n; i++)
 		pthread_join(t[i], NULL);
+	if (opt.forks)
+		pthread_join(forker, NULL);
 	free(c);
 	free(t);
 }
@@ -896,7 +980,8 @@ static void options(int argc, char **argv)
 		{ "send", 1, NULL, 'S' },      { "recv", 1, NULL, 'R' },
 		{ "nonblock", 0, NULL, 'N' },  { "chunk", 1, NULL, 'c' },
 		{ "warm", 0, NULL, 'w' },      { "hold", 0, NULL, 'o' },
-		{ "one-way", 1, NULL, '1' },   { NULL, 0, NULL, 0 },
+		{ "one-way", 1, NULL, '1' },   { "progress", 1, NULL, 'P' },
+		{ "forks", 1, NULL, 'F' },     { NULL, 0, NULL, 0 },
 	};
 	int k;
 
@@ -955,6 +1040,12 @@ static void options(int argc, char **argv)
 		case '1':
 			opt.one_way = optarg[0];
 			break;
+		case 'P':
+			opt.progress = optarg;
+			break;
+		case 'F':
+			opt.forks = size_of(optarg);
+			break;
 		default:
 			exit(2);
 		}
@@ -991,12 +1082,13 @@ int main(int argc, char **argv)
 	       "\"tx_hash\": \"%016llx\", \"rx_hash\": \"%016llx\", \"mismatch_at\": %ld, "
 	       "\"extra\": %ld, \"what\": \"%s\", \"errno\": \"%s\", \"rsock\": %s, "
 	       "\"fast_seen\": %ld, \"fast_end\": %ld, \"tx_fast\": %ld, \"rx_fast\": %ld, "
-	       "\"seconds\": %.3f}\n",
+	       "\"gap_ms\": %.1f, \"seconds\": %.3f}\n",
 	       opt.server ? "server" : "client", good ? "true" : "false", total.done, total.lost,
 	       total.tx, total.rx, (unsigned long long)total.tx_hash,
 	       (unsigned long long)total.rx_hash, total.mismatch_at, total.extra, total.what,
 	       total.err ? strerrorname_np(total.err) : "", fd_path ? "true" : "false",
-	       total.fast_seen, total.fast_end, total.tx_fast, total.rx_fast, now() - start);
+	       total.fast_seen, total.fast_end, total.tx_fast, total.rx_fast,
+	       (double)longest_gap / 1e6, now() - start);
 	if (total.mismatch_at >= 0 || total.extra)
 		return 1;
 	if (good)

@@ -258,13 +258,17 @@ bool rs_waiter_ask(struct rs_waiter *w)
 	return w->blocks;
 }
 
+bool rs_peer_needs_cpu(const struct rs_conn *c)
+{
+	return __atomic_load_n(&c->bound, __ATOMIC_RELAXED) &&
+	       __atomic_load_n(&c->st->ch.mine->tx_cpu, __ATOMIC_RELAXED) ==
+		       (uint32_t)sched_getcpu() + 1;
+}
+
 uint32_t rs_spin_us(const struct rs_conn *c)
 {
-	if (!rs_config.spin_us || !__atomic_load_n(&c->bound, __ATOMIC_RELAXED))
-		return 0;
-	/* A peer on our own CPU cannot run while we spin. */
-	if (__atomic_load_n(&c->st->ch.mine->tx_cpu, __ATOMIC_RELAXED) ==
-	    (uint32_t)sched_getcpu() + 1)
+	if (!rs_config.spin_us || !__atomic_load_n(&c->bound, __ATOMIC_RELAXED) ||
+	    rs_peer_needs_cpu(c))
 		return 0;
 	return __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
 }

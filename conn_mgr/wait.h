@@ -76,6 +76,8 @@ ssize_t rs_wait_in_send(struct rs_waiter *w, const struct iovec *iov, size_t n, 
 /* Spins for room in the peer's ring; false: none came. */
 bool rs_spin_room(struct rs_waiter *w);
 
+/* The peer sent last from the CPU that we run on: it cannot run while we spin. */
+bool rs_peer_needs_cpu(const struct rs_conn *c);
 /* How long (us) a wait on `c` should spin now; 0 when its peer runs on this CPU. */
 uint32_t rs_spin_us(const struct rs_conn *c);
 /*

@@ -158,8 +158,13 @@ static bool spin(struct set *s, uint64_t end_ns)
 
 	if (!rs_config.spin_us || s->n > 8)
 		return false;
-	for (nfds_t i = 0; i < s->n; i++)
-		streams |= s->t[i].c && rs_spin_us(s->t[i].c);
+	for (nfds_t i = 0; i < s->n; i++) {
+		if (!s->t[i].c)
+			continue;
+		if (rs_peer_needs_cpu(s->t[i].c))
+			return false;
+		streams |= rs_spin_us(s->t[i].c) != 0;
+	}
 	if (!streams)
 		return false;
 	if (budget > rs_spin_most(rs_links_remote()))

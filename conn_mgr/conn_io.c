@@ -309,6 +309,18 @@ static void keep_error(struct rs_conn *c, ssize_t r)
 }
 
 /*
+ * With nothing left to read: whether FIN has come, and not only RST. The answer is EIO then. Of a kernel that
+ * does not know the option we take it for one.
+ */
+static bool fin_came(int fd)
+{
+	struct tcp_zerocopy_receive zc = { 0 };
+	socklen_t len = offsetof(struct tcp_zerocopy_receive, recv_skip_hint);
+
+	return rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &zc, &len) != 0;
+}
+
+/*
  * The peer left; should it die before all is with TCP, its kernel's FIN would look like the end of the
  * stream. 0: what is owed has come; else -ECONNRESET for an end that comes too early, or 1.
  */
@@ -321,7 +333,7 @@ static int check_owed(struct rs_conn *c, int fd, bool eof)
 	if (rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
 	    len < offsetof(struct tcp_info, tcpi_bytes_received) + 8)
 		return 0;
-	got = ti.tcpi_bytes_received - eof; /* FIN counts as a byte */
+	got = ti.tcpi_bytes_received - (eof && fin_came(fd)); /* FIN counts as a byte */
 	if (got < owed && !eof)
 		return 1;
 	__atomic_store_n(&c->owed, 0, __ATOMIC_RELAXED);

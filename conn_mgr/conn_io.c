@@ -256,7 +256,9 @@ again:
 		*eof = true;
 		return 0;
 	case RS_RXP_RESET:
-		if (!c->reset && !c->rst_told)
+		if (c->st->rst_in_kernel)
+			c->err = rs_conn_kernel_error(c);
+		else if (!c->reset && !c->rst_told)
 			c->err = c->err ? c->err : ECONNRESET;
 		c->rst_told = true;
 		break;
@@ -309,18 +311,6 @@ static void keep_error(struct rs_conn *c, ssize_t r)
 }
 
 /*
- * With nothing left to read: whether FIN has come, and not only RST. The answer is EIO then. Of a kernel that
- * does not know the option we take it for one.
- */
-static bool fin_came(int fd)
-{
-	struct tcp_zerocopy_receive zc = { 0 };
-	socklen_t len = offsetof(struct tcp_zerocopy_receive, recv_skip_hint);
-
-	return rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &zc, &len) != 0;
-}
-
-/*
  * The peer left; should it die before all is with TCP, its kernel's FIN would look like the end of the
  * stream. 0: what is owed has come; else -ECONNRESET for an end that comes too early, or 1.
  */
@@ -333,7 +323,7 @@ static int check_owed(struct rs_conn *c, int fd, bool eof)
 	if (rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
 	    len < offsetof(struct tcp_info, tcpi_bytes_received) + 8)
 		return 0;
-	got = ti.tcpi_bytes_received - (eof && fin_came(fd)); /* FIN counts as a byte */
+	got = ti.tcpi_bytes_received - (eof && rs_conn_fin_came(fd)); /* FIN counts as a byte */
 	if (got < owed && !eof)
 		return 1;
 	__atomic_store_n(&c->owed, 0, __ATOMIC_RELAXED);
@@ -665,7 +655,8 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			}
 			break;
 		case RS_TXP_EPIPE:
-			r = -EPIPE;
+			r = c->reset ? 0 : -rs_conn_kernel_error(c); /* as sk_stream_error() */
+			r = r ? r : -EPIPE;
 			break;
 		}
 		if (r == -EAGAIN && (how == RS_WAIT_NEWS || grow) && rs_waiter_blocks(w))

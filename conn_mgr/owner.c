@@ -288,6 +288,18 @@ bool rs_owner_give(struct rs_conn *c)
 	return c->given;
 }
 
+bool rs_owner_leave_rest(struct rs_conn *c)
+{
+	bool declared;
+
+	if (rs_lock_mine(&c->lock))
+		return false;
+	rs_lock(&c->lock);
+	declared = rs_rest_declare(c);
+	rs_conn_unlock(c);
+	return declared;
+}
+
 void rs_owner_bequeath(struct rs_conn *c, uint32_t lingerer)
 {
 	if (rs_lock_mine(&c->lock))

@@ -53,6 +53,8 @@ void rs_owner_count_yielding(int change);
  * may yet leave.
  */
 bool rs_owner_give(struct rs_conn *c);
+/* What is left can only be read from the ring, and other processes do it too from now on. False: not yet. */
+bool rs_owner_leave_rest(struct rs_conn *c);
 /*
  * The process ends: whoever uses `c` next carries on with it; `lingerer`, if any, writes to TCP first
  * what it is owed. That process calls this in the end with 0.

@@ -414,8 +414,8 @@ static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 		return;
 	r = rs_conn_leave(c, RS_REASON_EXEC, true,
 			  in->wait && in->end > now ? (uint32_t)(in->end - now) : 0);
-	/* The new program must not take a part for the whole. */
-	if (in->wait && r != 0)
+	/* The new program must not take a part for the whole. Who has it by fork can read the rest. */
+	if (in->wait && r != 0 && !(r == -EINPROGRESS && fl & FD_CLOEXEC && rs_owner_leave_rest(c)))
 		rs_conn_abort(c);
 	rs_conn_put(c);
 }

@@ -54,10 +54,13 @@ static bool any_stream(const struct pollfd *fds, nfds_t n)
 
 		if (rs_file_kind(word) == RS_KIND_EPOLL)
 			return true;
-		if (rs_file_kind(word) == RS_KIND_CONN &&
-		    !__atomic_load_n(&((struct rs_conn *)rs_file_pointer(word))->plain,
-				     __ATOMIC_RELAXED))
-			return true;
+		if (rs_file_kind(word) == RS_KIND_CONN) {
+			const struct rs_conn *c = rs_file_pointer(word);
+
+			if (!__atomic_load_n(&c->plain, __ATOMIC_RELAXED) ||
+			    __atomic_load_n(&c->err, __ATOMIC_RELAXED))
+				return true;
+		}
 	}
 	return false;
 }

@@ -485,8 +485,8 @@ void rs_conn_check_gone(struct rs_conn *c)
 	bool unread, told;
 
 	if (!c->bound || c->plain || c->reset || c->broken || c->closed || c->st->ch.remote ||
-	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE || !c->link ||
-	    rs_link_alive(c->link))
+	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE ||
+	    (c->link && rs_link_alive(c->link)))
 		return;
 	unread = rs_chan_tx_head(&c->st->ch) < c->st->ch.tail;
 	told = c->st->sm.rx_fin_frame;

@@ -575,9 +575,10 @@ static bool take_over(struct rs_conn *c)
 	st->sm.refuse = true;
 	st->sm.handover = true;
 	rs_conn_sync(c);
+	rs_conn_take_control(c);
+	rs_conn_check_gone(c);
 	rs_stream_link_dead(&st->sm, RS_REASON_FORKED);
 	rs_stream_leave(&st->sm, RS_REASON_FORKED, true);
-	rs_conn_take_control(c);
 	rs_conn_settle(c);
 	rs_control_add(c, 0);
 	return true;

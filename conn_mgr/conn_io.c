@@ -556,7 +556,11 @@ static enum rs_tx_plan send_plan(const struct rs_conn *c)
 
 	if (c->reset || c->broken || plan == RS_TXP_EPIPE)
 		return RS_TXP_EPIPE;
-	return c->tcp_closed ? RS_TXP_TCP : plan;
+	/* As long as nobody has seen our MARK it is TCP that tells what the peer does. */
+	return c->tcp_closed || (plan == RS_TXP_RING && c->st->sm.tx != RS_TX_FAST &&
+				 rs_conn_tcp_closed(c))
+		       ? RS_TXP_TCP
+		       : plan;
 }
 
 static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)

@@ -237,6 +237,17 @@ void rs_conn_poke(struct rs_conn *c)
 
 /* ---- what the state machine wants ---- */
 
+/*
+ * The peer's process may be dead, and what it had staged for an entry be in the ring only: TCP must have been
+ * read to its end, or to those bytes. For another process that would be too late: it gets what TCP has.
+ */
+static bool may_have_staged(const struct rs_conn *c)
+{
+	return !c->left && !c->st->ch.remote && c->link && !rs_link_alive(c->link) &&
+	       c->st->sm.rx == RS_RX_RAW &&
+	       rs_chan_rx_survived(&c->st->ch, c->st->sm.rx_off) > c->st->sm.rx_off;
+}
+
 /* Obeys the state machine. Call before every unlock. */
 void rs_conn_settle(struct rs_conn *c)
 {
@@ -272,7 +283,7 @@ void rs_conn_settle(struct rs_conn *c)
 	if (c->bound && c->st->sm.why && c->st->sm.refuse && !c->left)
 		c->reason = c->st->sm.why;
 	if (c->bound && c->st->sm.refuse && !c->closed && !c->reset &&
-	    rs_stream_is_raw(&c->st->sm)) {
+	    rs_stream_is_raw(&c->st->sm) && !may_have_staged(c)) {
 		if (c->broken)
 			rs_conn_reset_to_kernel(c);
 		rs_conn_become_plain(c); /* wakes those who sleep on the slot, while it is ours */

@@ -155,6 +155,8 @@ again:
 		if (r > 0 && !(flags & MSG_PEEK)) {
 			c->st->krx += (uint64_t)r;
 			rs_rx_tcp(&c->st->sm, (uint64_t)r);
+			if (c->st->sm.refuse)
+				rs_conn_settle(c); /* it may have waited for just that */
 			if (c->row)
 				c->row->rx_bytes = c->st->sm.rx_off;
 		}

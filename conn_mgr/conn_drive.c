@@ -494,13 +494,14 @@ void rs_conn_check_gone(struct rs_conn *c)
 	struct tcp_info ti = { 0 };
 	socklen_t len = sizeof(ti);
 	bool unread, told;
+	uint64_t m;
 
 	if (!c->bound || c->plain || c->reset || c->broken || c->closed || c->st->ch.remote ||
 	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE ||
 	    (c->link && rs_link_alive(c->link)))
 		return;
 	unread = rs_chan_tx_head(&c->st->ch) < c->st->ch.tail;
-	told = c->st->sm.rx_fin_frame;
+	told = c->st->sm.rx_fin_frame || rs_chan_rx_fin(&c->st->ch, &m);
 	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
 	    !(fin_came >> ti.tcpi_state & 1) || ((told || !unread) && !has_no_socket(c)))
 		return;

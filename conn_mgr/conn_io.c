@@ -168,7 +168,7 @@ again:
 				if (c->st->sm.rx == RS_RX_DRAIN)
 					goto again;
 			}
-			if (c->err)
+			if (c->err && c->err != EPIPE) /* that is for who sends */
 				return take_error(c);
 			*eof = true;
 		}

@@ -492,6 +492,8 @@ static void accept_end(struct rs_conn *c)
 
 	c->reason = RS_REASON_FORKED;
 	if (reset) {
+		rs_conn_kernel_error(
+			c); /* what the owner's abort has left there would be a second one */
 		c->reset = true;
 		c->err = ECONNRESET;
 		rs_conn_forget_state(c, true);

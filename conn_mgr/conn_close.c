@@ -86,8 +86,12 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 		rs_conn_sync(c);
 		if (how != SHUT_WR)
 			c->rd_shut = true;
-		if (how != SHUT_RD)
+		if (how != SHUT_RD) {
 			rs_stream_shutdown_wr(&c->st->sm, rs_now_ms());
+			/* On TCP too it was us who ended it, and not our death. */
+			if (!c->st->ch.remote && !c->st->ch.mute)
+				rs_chan_tx_fin(&c->st->ch, c->st->sm.tx_off);
+		}
 		if (c->rd_shut && c->st->sm.fin_wanted && !c->st->sm.rx_shut)
 			shut_both(c);
 		rs_conn_settle(c);

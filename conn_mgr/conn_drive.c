@@ -4,7 +4,9 @@
 #include <limits.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <stddef.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 
 #include "conn_mgr/link.h"
 #include "conn_mgr/owner.h"
@@ -54,6 +56,25 @@ static void tcp_failed(struct rs_conn *c, long r)
 	rs_conn_sync(c);
 	land_staged(c);
 	rs_rx_tcp_reset(&c->st->sm);
+}
+
+/*
+ * RST is all that there is to read, and others have the socket: the error is whose who uses it next, and
+ * stays where all of them look.
+ */
+static bool reset_is_next(struct rs_conn *c)
+{
+	int inq = 0;
+
+	if (!c->kept_first || rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) != 0 || inq ||
+	    !rs_conn_tcp_closed(c) || rs_conn_fin_came(c->fd))
+		return false;
+	c->rst_told = true;
+	c->st->rst_in_kernel = true;
+	rs_conn_sync(c);
+	land_staged(c);
+	rs_rx_tcp_reset(&c->st->sm);
+	return true;
 }
 
 /* Writes what the state machine owes to TCP. */
@@ -216,6 +237,17 @@ void rs_conn_poke(struct rs_conn *c)
 
 /* ---- what the state machine wants ---- */
 
+/*
+ * The peer's process may be dead, and what it had staged for an entry be in the ring only: TCP must have been
+ * read to its end, or to those bytes. For another process that would be too late: it gets what TCP has.
+ */
+static bool may_have_staged(const struct rs_conn *c)
+{
+	return !c->left && !c->st->ch.remote && c->link && !rs_link_alive(c->link) &&
+	       c->st->sm.rx == RS_RX_RAW &&
+	       rs_chan_rx_survived(&c->st->ch, c->st->sm.rx_off) > c->st->sm.rx_off;
+}
+
 /* Obeys the state machine. Call before every unlock. */
 void rs_conn_settle(struct rs_conn *c)
 {
@@ -251,7 +283,9 @@ void rs_conn_settle(struct rs_conn *c)
 	if (c->bound && c->st->sm.why && c->st->sm.refuse && !c->left)
 		c->reason = c->st->sm.why;
 	if (c->bound && c->st->sm.refuse && !c->closed && !c->reset &&
-	    rs_stream_is_raw(&c->st->sm)) {
+	    rs_stream_is_raw(&c->st->sm) && !may_have_staged(c)) {
+		if (c->broken)
+			rs_conn_reset_to_kernel(c);
 		rs_conn_become_plain(c); /* wakes those who sleep on the slot, while it is ours */
 		rs_conn_detach(c);
 		if (c->yields)
@@ -321,6 +355,8 @@ void rs_conn_take_control(struct rs_conn *c)
 	for (;;) {
 		enum rs_tcp_head head = rs_tcp_head(&c->st->sm, &n);
 
+		if (head != RS_HEAD_APP && reset_is_next(c))
+			return;
 		switch (head) {
 		case RS_HEAD_APP:
 			return;
@@ -407,6 +443,42 @@ bool rs_conn_tcp_closed(const struct rs_conn *c)
 	       ti.tcpi_state == 7; /* TCP_CLOSE */
 }
 
+bool rs_conn_fin_came(int fd)
+{
+	struct tcp_zerocopy_receive zc = { 0 };
+	socklen_t len = offsetof(struct tcp_zerocopy_receive, recv_skip_hint);
+
+	/* EIO */
+	return rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &zc, &len) != 0;
+}
+
+int rs_conn_kernel_error(const struct rs_conn *c)
+{
+	socklen_t len = sizeof(int);
+	int e = 0;
+
+	rs_sys5(SYS_getsockopt, c->fd, SOL_SOCKET, SO_ERROR, &e, &len);
+	return e;
+}
+
+void rs_conn_reset_to_kernel(struct rs_conn *c)
+{
+	const struct sockaddr none = { .sa_family = AF_UNSPEC };
+	int inq = 0;
+
+	if (c->st->rst_in_kernel || rs_conn_tcp_closed(c) ||
+	    rs_sys3(SYS_ioctl, c->fd, FIONREAD, &inq) != 0 || inq ||
+	    rs_sys3(SYS_connect, c->fd, &none, sizeof(none)) != 0)
+		return;
+	rs_sys2(SYS_shutdown, c->fd, SHUT_RDWR); /* it says so although it has no peer any more */
+	if (c->err == EPIPE || (!c->err && c->rst_told))
+		rs_conn_kernel_error(c);
+	else
+		c->err = 0;
+	c->rst_told = true;
+	c->st->rst_in_kernel = true;
+}
+
 /* The end of a direction alone does not say so. */
 static bool has_no_socket(struct rs_conn *c)
 {
@@ -422,13 +494,14 @@ void rs_conn_check_gone(struct rs_conn *c)
 	struct tcp_info ti = { 0 };
 	socklen_t len = sizeof(ti);
 	bool unread, told;
+	uint64_t m;
 
 	if (!c->bound || c->plain || c->reset || c->broken || c->closed || c->st->ch.remote ||
-	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE || !c->link ||
-	    rs_link_alive(c->link))
+	    c->st->sm.tx == RS_TX_RAW || c->st->sm.tx == RS_TX_DONE ||
+	    (c->link && rs_link_alive(c->link)))
 		return;
 	unread = rs_chan_tx_head(&c->st->ch) < c->st->ch.tail;
-	told = c->st->sm.rx_fin_frame;
+	told = c->st->sm.rx_fin_frame || rs_chan_rx_fin(&c->st->ch, &m);
 	if (rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
 	    !(fin_came >> ti.tcpi_state & 1) || ((told || !unread) && !has_no_socket(c)))
 		return;

@@ -66,6 +66,18 @@ void rs_conn_peer_closed(struct rs_conn *c);
 void rs_conn_check_gone(struct rs_conn *c);
 /* Whether RST has come, or both directions have ended, whatever is left to read. */
 bool rs_conn_tcp_closed(const struct rs_conn *c);
+/*
+ * With nothing left to read: whether FIN has come, and not only RST. Of a kernel that cannot say we take it
+ * for one.
+ */
+bool rs_conn_fin_came(int fd);
+/*
+ * What TCP would have got is RST: makes our kernel's socket one that has, so that all processes which have it
+ * see the same, and ECONNRESET, unless it was told, once.
+ */
+void rs_conn_reset_to_kernel(struct rs_conn *c);
+/* The error that the kernel has for the next call, which nobody else gets any more. */
+int rs_conn_kernel_error(const struct rs_conn *c);
 /* Lets go of the slot, and wakes who sleeps there. */
 void rs_conn_detach(struct rs_conn *c);
 

@@ -155,6 +155,8 @@ again:
 		if (r > 0 && !(flags & MSG_PEEK)) {
 			c->st->krx += (uint64_t)r;
 			rs_rx_tcp(&c->st->sm, (uint64_t)r);
+			if (c->st->sm.refuse)
+				rs_conn_settle(c); /* it may have waited for just that */
 			if (c->row)
 				c->row->rx_bytes = c->st->sm.rx_off;
 		}
@@ -166,7 +168,7 @@ again:
 				if (c->st->sm.rx == RS_RX_DRAIN)
 					goto again;
 			}
-			if (c->err)
+			if (c->err && c->err != EPIPE) /* that is for who sends */
 				return take_error(c);
 			*eof = true;
 		}
@@ -256,7 +258,9 @@ again:
 		*eof = true;
 		return 0;
 	case RS_RXP_RESET:
-		if (!c->reset && !c->rst_told)
+		if (c->st->rst_in_kernel)
+			c->err = rs_conn_kernel_error(c);
+		else if (!c->reset && !c->rst_told)
 			c->err = c->err ? c->err : ECONNRESET;
 		c->rst_told = true;
 		break;
@@ -321,7 +325,7 @@ static int check_owed(struct rs_conn *c, int fd, bool eof)
 	if (rs_sys5(SYS_getsockopt, fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 ||
 	    len < offsetof(struct tcp_info, tcpi_bytes_received) + 8)
 		return 0;
-	got = ti.tcpi_bytes_received - eof; /* FIN counts as a byte */
+	got = ti.tcpi_bytes_received - (eof && rs_conn_fin_came(fd)); /* FIN counts as a byte */
 	if (got < owed && !eof)
 		return 1;
 	__atomic_store_n(&c->owed, 0, __ATOMIC_RELAXED);
@@ -554,7 +558,11 @@ static enum rs_tx_plan send_plan(const struct rs_conn *c)
 
 	if (c->reset || c->broken || plan == RS_TXP_EPIPE)
 		return RS_TXP_EPIPE;
-	return c->tcp_closed ? RS_TXP_TCP : plan;
+	/* As long as nobody has seen our MARK it is TCP that tells what the peer does. */
+	return c->tcp_closed || (plan == RS_TXP_RING && c->st->sm.tx != RS_TX_FAST &&
+				 rs_conn_tcp_closed(c))
+		       ? RS_TXP_TCP
+		       : plan;
 }
 
 static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, int flags)
@@ -653,7 +661,8 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			}
 			break;
 		case RS_TXP_EPIPE:
-			r = -EPIPE;
+			r = c->reset ? 0 : -rs_conn_kernel_error(c); /* as sk_stream_error() */
+			r = r ? r : -EPIPE;
 			break;
 		}
 		if (r == -EAGAIN && (how == RS_WAIT_NEWS || grow) && rs_waiter_blocks(w))

@@ -108,6 +108,8 @@ uint32_t rs_conn_poll(struct rs_conn *c, uint32_t events, uint32_t *ask_kernel)
 		if (c->rests)
 			rs_rest_bytes(c); /* others may have read some */
 		mask = look(c, &ask);
+	} else if (c->err) {
+		mask = POLLERR | POLLHUP; /* EPIPE: who sends is told next */
 	}
 	rs_conn_unlock(c);
 	*ask_kernel = ask & (events | POLLERR | POLLHUP);

@@ -265,7 +265,7 @@ static bool may_stop(void)
 	rs_lock(&lock);
 	if (!rs_control_conns && !__atomic_load_n(&added, __ATOMIC_SEQ_CST) &&
 	    rs_accepted_expire(0) == UINT64_MAX && rs_rendezvous_idle() && rs_links_idle() &&
-	    rs_links_close()) {
+	    !rs_owner_watches() && rs_links_close()) {
 		__atomic_store_n(&self_tid, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
 		stop = true;
@@ -286,6 +286,7 @@ static void *control_main(void *arg)
 	(void)arg;
 	__atomic_store_n(&self_tid, rs_tid(), __ATOMIC_RELAXED);
 	rs_sys5(SYS_prctl, PR_SET_NAME, "rsock", 0, 0, 0);
+	rs_owner_watch();
 	for (;;) {
 		uint64_t now = rs_now_ms(), due, soon, window;
 
@@ -305,8 +306,9 @@ static void *control_main(void *arg)
 			due = window;
 		rs_links_timer(now);
 		rs_rendezvous_timer(now);
+		rs_owner_timer(now);
 		if (!rs_control_conns && window == UINT64_MAX && rs_rendezvous_idle() &&
-		    rs_links_idle()) {
+		    rs_links_idle() && !rs_owner_watches()) {
 			if (!idle_since)
 				idle_since = now;
 			if (now - idle_since >= LINGER_MS && may_stop())

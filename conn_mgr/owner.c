@@ -20,6 +20,7 @@
 #define ASK_MS 20 /* an owner that does not answer may have died */
 #define CLAIM_MS 10000
 #define YOUNG_MS 200
+#define MOURN_MS 100 /* who kills a process often kills its children too */
 
 /*
  * A fork of ours. The child, and whoever it forks, has the pipe's other end, and loses it when it ends
@@ -46,6 +47,10 @@ static struct rs_owner owner[ANCESTORS];
 static uint32_t owners;
 static uint32_t yielding;
 static uint32_t foreign; /* connections that need the rings that came with a fork */
+bool rs_owner_unwatched;
+static bool watched; /* the owners, by the control thread */
+static uint64_t died_due; /* ms: one has died, and rs_owner_died() is to be called; 0: none */
+void (*rs_owner_died)(void);
 static struct rs_shm_link nowhere; /* of a channel that nobody listens at */
 
 /* ---- around a fork ---- */
@@ -208,6 +213,9 @@ void rs_owner_forked(bool is_child, bool prepared)
 	children = 0;
 	yielding = 0;
 	foreign = 0;
+	rs_owner_unwatched = false;
+	watched = false;
+	died_due = 0;
 	if (prepared) {
 		owner[owners++] = (struct rs_owner){ ask, pid, pipe_end };
 	} else {
@@ -248,6 +256,7 @@ void rs_owner_disown(struct rs_conn *c)
 	}
 	c->kept_first = 0;
 	foreign++;
+	rs_owner_unwatched = true;
 	rs_conn_forget_state(c, false);
 }
 
@@ -277,6 +286,18 @@ bool rs_owner_give(struct rs_conn *c)
 {
 	c->given = rs_rest_declare(c);
 	return c->given;
+}
+
+bool rs_owner_leave_rest(struct rs_conn *c)
+{
+	bool declared;
+
+	if (rs_lock_mine(&c->lock))
+		return false;
+	rs_lock(&c->lock);
+	declared = rs_rest_declare(c);
+	rs_conn_unlock(c);
+	return declared;
 }
 
 void rs_owner_bequeath(struct rs_conn *c, uint32_t lingerer)
@@ -371,16 +392,73 @@ bool rs_owner_dead(const struct rs_conn *c)
 	return dead;
 }
 
+/* Others have the same files: to close ours would not end it. */
+static void unwatch(const struct rs_owner *o)
+{
+	rs_control_unwatch(o->pid);
+	rs_control_unwatch(o->pipe);
+}
+
+static void owner_event(struct rs_source *s, uint32_t events)
+{
+	(void)s;
+	(void)events;
+	for (uint32_t i = 0; i < owners; i++)
+		if (is_dead(&owner[i]))
+			unwatch(&owner[i]);
+	died_due = rs_now_ms() + MOURN_MS;
+	rs_control_due(died_due);
+}
+
+void rs_owner_timer(uint64_t now)
+{
+	if (!died_due)
+		return;
+	if (now < died_due) {
+		rs_control_due(died_due);
+		return;
+	}
+	died_due = 0;
+	rs_owner_died();
+}
+
+void rs_owner_watch(void)
+{
+	static struct rs_source source = { owner_event };
+
+	if (rs_control_locked() ||
+	    !__atomic_exchange_n(&rs_owner_unwatched, false, __ATOMIC_SEQ_CST))
+		return;
+	__atomic_store_n(&watched, true, __ATOMIC_SEQ_CST);
+	if (rs_control_start() != 0) {
+		__atomic_store_n(&watched, false, __ATOMIC_SEQ_CST);
+		return;
+	}
+	for (uint32_t i = 0; i < owners; i++) {
+		rs_control_watch(owner[i].pid, EPOLLIN, &source);
+		rs_control_watch(owner[i].pipe, 0, &source);
+	}
+}
+
+bool rs_owner_watches(void)
+{
+	return __atomic_load_n(&watched, __ATOMIC_SEQ_CST);
+}
+
 static void forget_owners(void)
 {
 	rs_links_unmap_inherited();
 	rs_states_unmap_inherited();
+	rs_owner_unwatched = false;
 	while (owners) {
 		owners--;
+		if (watched)
+			unwatch(&owner[owners]);
 		rs_fd_close(owner[owners].ask);
 		rs_fd_close(owner[owners].pid);
 		rs_fd_close(owner[owners].pipe);
 	}
+	__atomic_store_n(&watched, false, __ATOMIC_SEQ_CST);
 }
 
 void rs_owner_disowned(bool inside)
@@ -414,6 +492,8 @@ static void accept_end(struct rs_conn *c)
 
 	c->reason = RS_REASON_FORKED;
 	if (reset) {
+		rs_conn_kernel_error(
+			c); /* what the owner's abort has left there would be a second one */
 		c->reset = true;
 		c->err = ECONNRESET;
 		rs_conn_forget_state(c, true);
@@ -497,9 +577,10 @@ static bool take_over(struct rs_conn *c)
 	st->sm.refuse = true;
 	st->sm.handover = true;
 	rs_conn_sync(c);
+	rs_conn_take_control(c);
+	rs_conn_check_gone(c);
 	rs_stream_link_dead(&st->sm, RS_REASON_FORKED);
 	rs_stream_leave(&st->sm, RS_REASON_FORKED, true);
-	rs_conn_take_control(c);
 	rs_conn_settle(c);
 	rs_control_add(c, 0);
 	return true;
@@ -580,4 +661,14 @@ void rs_owner_adopt(struct rs_conn *c)
 			break;
 		rs_futex_wait(&others->ends, ends, &ts, false);
 	}
+}
+
+void rs_owner_inherit(struct rs_conn *c)
+{
+	if (rs_lock_mine(&c->lock))
+		return; /* a handler that interrupted our own call */
+	rs_lock(&c->lock);
+	if (c->foreign)
+		step(c, true, false);
+	rs_unlock(&c->lock);
 }

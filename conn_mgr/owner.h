@@ -53,6 +53,8 @@ void rs_owner_count_yielding(int change);
  * may yet leave.
  */
 bool rs_owner_give(struct rs_conn *c);
+/* What is left can only be read from the ring, and other processes do it too from now on. False: not yet. */
+bool rs_owner_leave_rest(struct rs_conn *c);
 /*
  * The process ends: whoever uses `c` next carries on with it; `lingerer`, if any, writes to TCP first
  * what it is owed. That process calls this in the end with 0.
@@ -72,6 +74,8 @@ void rs_owner_ended(struct rs_conn *c, bool reset);
 void rs_owner_claim(struct rs_conn *c);
 /* The same, but one that has fallen to us, for its owner is dead, has only begun to leave. */
 void rs_owner_adopt(struct rs_conn *c);
+/* The same, but at once, or not at all. */
+void rs_owner_inherit(struct rs_conn *c);
 /* Under its lock: `c` is closed here, its owner goes on with it. */
 void rs_owner_let_go(struct rs_conn *c);
 /*
@@ -79,5 +83,15 @@ void rs_owner_let_go(struct rs_conn *c);
  * its way to TCP, and our kernel would answer that with RST: claim it before the descriptor goes.
  */
 bool rs_owner_dead(const struct rs_conn *c);
+/*
+ * A peer that leaves waits for the owner's RESUME, and a child that never uses the connection would not
+ * see that it has to be the one to write it. So a child that stays has its control thread wait for the
+ * death of owners, and call rs_owner_died(). A child that is about to become another program need not.
+ */
+extern bool rs_owner_unwatched; /* there are foreign connections, and that is still to be done: */
+void rs_owner_watch(void);
+bool rs_owner_watches(void);
+void rs_owner_timer(uint64_t now);
+extern void (*rs_owner_died)(void);
 
 #endif

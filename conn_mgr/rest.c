@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "conn_mgr/conn_edge.h"
 #include "rsock/sys.h"
 
 /* Up to which offset; `reset`: that is how it ends. False: there is more to come, by TCP. */
@@ -34,6 +35,8 @@ bool rs_rest_declare(struct rs_conn *c)
 	if (!c->bound || c->ended || c->st->ch.remote || !rs_tx_is_raw(s) || !rs_rx_is_stuck(s) ||
 	    !ends_at(s, &end, &reset) || end > rs_chan_rx_survived(&c->st->ch, s->rx_off))
 		return false; /* that far the ring does not go, whatever the peer's FIN frame says */
+	if (reset)
+		rs_conn_reset_to_kernel(c);
 	c->rests = true;
 	__atomic_store_n(&c->mem.shared->rest, word_of(c->mem.ends, end - s->rx_off),
 			 __ATOMIC_SEQ_CST);
@@ -121,7 +124,7 @@ ssize_t rs_rest_recv(struct rs_conn *c, const struct iovec *iov, size_t n, size_
 			ours = __atomic_compare_exchange_n(at, &word, word - got, false,
 							   __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 	} while (!ours);
-	if (ch.rx_bad || (!got && reset))
+	if (ch.rx_bad || (!got && reset && !c->st->rst_in_kernel))
 		return -ECONNRESET;
 	if (got && !(flags & MSG_PEEK)) {
 		__atomic_store_n(&s->rx_off, upto, __ATOMIC_RELAXED);

@@ -20,6 +20,7 @@ struct rs_state {
 	struct rs_stream sm;
 	struct rs_chan ch;
 	uint64_t ktx, krx; /* bytes given to and taken from the kernel */
+	bool rst_in_kernel; /* which tells of the stream's reset, whoever asks first */
 };
 
 /*

@@ -210,8 +210,10 @@ ssize_t rsock_recv(int fd, void *buf, size_t n, int flags)
 {
 	const uintptr_t *entry = rs_file_conn_entry(fd);
 
-	return entry ? recv_one(entry, fd, buf, n, flags, rs_real.recv)
-		     : rs_real.recv(fd, buf, n, flags);
+	if (entry)
+		return recv_one(entry, fd, buf, n, flags, rs_real.recv);
+	rs_process_waits();
+	return rs_real.recv(fd, buf, n, flags);
 }
 
 static ssize_t plain_read(int fd, void *buf, size_t n, int flags)
@@ -226,6 +228,7 @@ ssize_t rsock_read(int fd, void *buf, size_t n)
 
 	if (entry && n)
 		return recv_one(entry, fd, buf, n, 0, plain_read);
+	rs_process_waits();
 	if (__builtin_expect(rs_own_calls, 0))
 		return result(rs_sys3(SYS_read, fd, buf, n));
 	return rs_real.read(fd, buf, n);
@@ -237,6 +240,8 @@ ssize_t rsock_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *
 	const uintptr_t *entry = rs_file_conn_entry(fd);
 	ssize_t r = entry ? recv_one(entry, fd, buf, n, flags, plain_later) : NOW_PLAIN;
 
+	if (!entry)
+		rs_process_waits();
 	if (r == NOW_PLAIN)
 		return rs_real.recvfrom(fd, buf, n, flags, addr, len);
 	if (r >= 0 && addr && len)
@@ -298,6 +303,8 @@ ssize_t rsock_recvmsg(int fd, struct msghdr *msg, int flags)
 
 	if (entry && usable_msg(msg))
 		r = recv_some(entry, fd, msg->msg_iov, msg->msg_iovlen, flags);
+	if (!entry)
+		rs_process_waits();
 	if (r == NOW_PLAIN)
 		return rs_real.recvmsg(fd, msg, flags);
 	if (r >= 0) {

@@ -20,6 +20,7 @@
 #include "conn_mgr/wait.h"
 #include "preload/epoll.h"
 #include "preload/files.h"
+#include "preload/process.h"
 #include "preload/socket.h"
 #include "rsock/bell.h"
 #include "rsock/config.h"
@@ -53,10 +54,13 @@ static bool any_stream(const struct pollfd *fds, nfds_t n)
 
 		if (rs_file_kind(word) == RS_KIND_EPOLL)
 			return true;
-		if (rs_file_kind(word) == RS_KIND_CONN &&
-		    !__atomic_load_n(&((struct rs_conn *)rs_file_pointer(word))->plain,
-				     __ATOMIC_RELAXED))
-			return true;
+		if (rs_file_kind(word) == RS_KIND_CONN) {
+			const struct rs_conn *c = rs_file_pointer(word);
+
+			if (!__atomic_load_n(&c->plain, __ATOMIC_RELAXED) ||
+			    __atomic_load_n(&c->err, __ATOMIC_RELAXED))
+				return true;
+		}
 	}
 	return false;
 }
@@ -300,6 +304,7 @@ static int do_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout
 	struct rlimit rl;
 	int r, saved = errno;
 
+	rs_process_waits();
 	if (!fds || !any_stream(fds, n))
 		return rs_real.ppoll(fds, n, timeout, mask);
 	if (timeout &&
@@ -352,6 +357,7 @@ int rsock_poll(struct pollfd *fds, nfds_t n, int timeout)
 {
 	struct timespec ts = { timeout / 1000, timeout % 1000 * 1000000L };
 
+	rs_process_waits();
 	if (!fds || !any_stream(fds, n))
 		return rs_real.poll(fds, n, timeout);
 	return rsock_ppoll(fds, n, timeout < 0 ? NULL : &ts, NULL);
@@ -482,6 +488,7 @@ int rsock_select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout
 	uint64_t end = 0, now;
 	int ret;
 
+	rs_process_waits();
 	n = bits(n);
 	if (n <= 0 || !select_has_stream(n, r, w, e))
 		return rs_real.select(n, r, w, e, timeout);
@@ -506,6 +513,7 @@ int rsock_select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout
 int rsock_pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *timeout,
 		  const sigset_t *mask)
 {
+	rs_process_waits();
 	n = bits(n);
 	if (n <= 0 || !select_has_stream(n, r, w, e))
 		return rs_real.pselect(n, r, w, e, timeout, mask);
@@ -575,6 +583,7 @@ int rsock_epoll_pwait2(int epfd, struct epoll_event *ev, int max, const struct t
 {
 	struct rs_epoll *ep = rs_epoll_of(epfd);
 
+	rs_process_waits();
 	if (!ep)
 		return rs_real.epoll_pwait2(epfd, ev, max, timeout, mask);
 	return rs_epoll_wait_ep(ep, ev, max, timeout, mask);
@@ -585,6 +594,7 @@ int rsock_epoll_pwait(int epfd, struct epoll_event *ev, int max, int timeout, co
 	struct timespec ts = { timeout / 1000, timeout % 1000 * 1000000L };
 	struct rs_epoll *ep = rs_epoll_of(epfd);
 
+	rs_process_waits();
 	if (!ep)
 		return rs_real.epoll_pwait(epfd, ev, max, timeout, mask);
 	return rs_epoll_wait_ep(ep, ev, max, timeout < 0 ? NULL : &ts, mask);
@@ -595,6 +605,7 @@ int rsock_epoll_wait(int epfd, struct epoll_event *ev, int max, int timeout)
 	struct timespec ts = { timeout / 1000, timeout % 1000 * 1000000L };
 	struct rs_epoll *ep = rs_epoll_of(epfd);
 
+	rs_process_waits();
 	if (!ep)
 		return rs_real.epoll_wait(epfd, ev, max, timeout);
 	return rs_epoll_wait_ep(ep, ev, max, timeout < 0 ? NULL : &ts, NULL);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 #include "preload/process.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
@@ -256,10 +257,12 @@ static void claim_if(int fd, uintptr_t word, void *arg)
 	(void)fd;
 	if (!c || !c->foreign || !(*which)(c) || !rs_conn_get(c))
 		return;
-	if (*which == rs_owner_dead)
-		rs_owner_adopt(c);
-	else
+	if (*which != rs_owner_dead)
 		rs_owner_claim(c);
+	else if (rs_control_self())
+		rs_owner_inherit(c);
+	else
+		rs_owner_adopt(c);
 	rs_conn_put(c);
 }
 
@@ -268,6 +271,22 @@ void rs_process_claim_watched(void)
 	bool (*which)(const struct rs_conn *) = is_watched;
 
 	rs_files_each(0, UINT32_MAX, claim_if, &which);
+}
+
+static void owner_died(void)
+{
+	bool (*which)(const struct rs_conn *) = rs_owner_dead;
+
+	rs_files_each(0, UINT32_MAX, claim_if, &which);
+}
+
+void rs_process_stays(void)
+{
+	int saved = errno;
+
+	if (!rs_files_foreign())
+		rs_owner_watch();
+	errno = saved;
 }
 
 static void finish_adopted(int fd, uintptr_t word, void *arg)
@@ -286,12 +305,11 @@ static void finish_adopted(int fd, uintptr_t word, void *arg)
 /* Those that nobody but us can bring to an end in order: all begin at once. */
 static void claim_orphans(void)
 {
-	bool (*which)(const struct rs_conn *) = rs_owner_dead;
 	uint64_t end = rs_now_ms() + LAST_WORDS_MS;
 
 	if (!rs_owner_dead(NULL))
 		return;
-	rs_files_each(0, UINT32_MAX, claim_if, &which);
+	owner_died();
 	rs_files_each(0, UINT32_MAX, finish_adopted, &end);
 }
 
@@ -344,6 +362,7 @@ void rs_process_init(void)
 		rs_alive = alive_page;
 	}
 	rs_conn_nameless = rs_epoll_conn_closed;
+	rs_owner_died = owner_died;
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 	if (pthread_key_create(&first_thread, first_thread_ends) == 0 &&
 	    rs_sys0(SYS_gettid) == rs_process_pid)
@@ -395,8 +414,8 @@ static void leave_if_inherited(int fd, uintptr_t word, void *arg)
 		return;
 	r = rs_conn_leave(c, RS_REASON_EXEC, true,
 			  in->wait && in->end > now ? (uint32_t)(in->end - now) : 0);
-	/* The new program must not take a part for the whole. */
-	if (in->wait && r != 0)
+	/* The new program must not take a part for the whole. Who has it by fork can read the rest. */
+	if (in->wait && r != 0 && !(r == -EINPROGRESS && fl & FD_CLOEXEC && rs_owner_leave_rest(c)))
 		rs_conn_abort(c);
 	rs_conn_put(c);
 }

@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 
+#include "conn_mgr/owner.h"
 #include "rsock/reason.h"
 
 extern long rs_process_pid; /* of the process whose memory this is */
@@ -23,6 +24,15 @@ void rs_process_before_fork(void);
 void rs_process_after_fork(bool child);
 /* Those of a set that came by a fork are about to be waited for: they become plain. */
 void rs_process_claim_watched(void);
+/* Before a call that may wait: a forked child that does so is not about to become another program. */
+void rs_process_stays(void);
+
+static inline void rs_process_waits(void)
+{
+	if (__builtin_expect(rs_owner_unwatched, 0))
+		rs_process_stays();
+}
+
 /* Before exec: streams that the new program would inherit become plain, and those that others have too. */
 void rs_process_before_exec(void);
 /* Before another process starts a program: only what that would inherit. */

@@ -586,6 +586,7 @@ static int do_accept(int fd, struct sockaddr *addr, socklen_t *len, int flags, b
 	socklen_t peer_len = sizeof(peer);
 	int r, saved = errno;
 
+	rs_process_waits();
 	if (rs_config.off || (addr && (!len || (int)*len < 0)))
 		return four ? rs_real.accept4(fd, addr, len, flags) : rs_real.accept(fd, addr, len);
 	memset(&peer, 0, sizeof(peer));

@@ -281,6 +281,38 @@ CASE(owner, end_is_the_last, ONE)
 	took("end", t, 200, 2000);
 }
 
+/* What its peer waits for before it gives the connection to another program, it has to bring about. */
+static int no_end[2];
+
+static void idle_heir(int fd)
+{
+	char b;
+
+	if (send(fd, "abc", 3, 0) != 3)
+		_exit(6);
+	if (!fork()) {
+		close(no_end[1]);
+		_exit((int)read(no_end[0], &b, 1));
+	}
+	raise(SIGKILL);
+}
+
+CASE(owner, heir_that_never_uses_it, ONE)
+{
+	pid_t pid;
+	int fd = pipe(no_end) ?: with_child(idle_heir, USED_MS, &pid);
+	char b[4];
+	long t;
+
+	reap("status", pid);
+	t = now_ms();
+	ret("exec", execl("/nonexistent", "x", (char *)NULL));
+	took("exec", t, 0, 2000);
+	retd("recv", recv(fd, b, 3, MSG_WAITALL), b);
+	close(no_end[1]);
+	ret("end", recv(fd, b, 1, 0));
+}
+
 static void child_of_child(int fd)
 {
 	pid_t self = getpid(), middle;

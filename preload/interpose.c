@@ -587,6 +587,8 @@ EXPORT long syscall(long n, ...)
 		rs_process_after_fork(r == 0);
 	} else {
 		r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+		if (n == SYS_io_uring_setup && r >= 0)
+			rs_process_has_ring();
 	}
 	if ((unsigned long)r > -4096UL) {
 		errno = (int)-r;

@@ -437,10 +437,10 @@ static bool same_host(int fd, const struct sockaddr *addr)
 		      &((const struct sockaddr_in6 *)(const void *)addr)->sin6_addr, 16) == 0;
 }
 
-/* Where stdio is, and stdio passes every hook. */
-static bool has_stdio(int fd)
+/* Stdio passes every hook, and so does an io_uring. */
+static bool passes_hooks(int fd)
 {
-	return fd <= STDERR_FILENO;
+	return fd <= STDERR_FILENO || __atomic_load_n(&rs_process_rings, __ATOMIC_SEQ_CST);
 }
 
 static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr)
@@ -449,7 +449,7 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 	bool local = same_host(fd, addr);
 	int r;
 
-	if (has_stdio(fd)) {
+	if (passes_hooks(fd)) {
 		plain(c, RS_REASON_CALL);
 		return;
 	}
@@ -574,7 +574,7 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	c = new_conn(fd, true);
 	if (!c)
 		return;
-	if (has_stdio(fd))
+	if (passes_hooks(fd))
 		plain(c, RS_REASON_CALL);
 	else
 		rs_accepted_add(c, port, (const struct sockaddr *)(const void *)peer);

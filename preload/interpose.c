@@ -560,6 +560,29 @@ static long by_name(long n, const long a[6])
 	}
 }
 
+/*
+ * Of one thread, and ours is another, which must not keep what the program gives up. What other threads
+ * than the first do so is meant for them alone.
+ */
+static bool changes_credentials(long n)
+{
+	switch (n) {
+	case SYS_setuid:
+	case SYS_setgid:
+	case SYS_setreuid:
+	case SYS_setregid:
+	case SYS_setresuid:
+	case SYS_setresgid:
+	case SYS_setfsuid:
+	case SYS_setfsgid:
+	case SYS_setgroups:
+	case SYS_capset:
+		return rs_sys0(SYS_gettid) == rs_process_pid;
+	default:
+		return false;
+	}
+}
+
 EXPORT long syscall(long n, ...)
 {
 	long a[6], r;
@@ -589,6 +612,8 @@ EXPORT long syscall(long n, ...)
 		r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
 		if (n == SYS_io_uring_setup && r >= 0)
 			rs_process_has_ring();
+		if (r >= 0 && changes_credentials(n))
+			rs_control_call(n, a);
 	}
 	if ((unsigned long)r > -4096UL) {
 		errno = (int)-r;

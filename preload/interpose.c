@@ -125,6 +125,7 @@ FORWARD(int, dup2, rsock_dup2, (int fd, int to), (fd, to))
 FORWARD(int, __dup2, rsock_dup2, (int fd, int to), (fd, to))
 FORWARD(int, dup3, rsock_dup3, (int fd, int to, int f), (fd, to, f))
 FORWARD(int, close_range, rsock_close_range, (unsigned int a, unsigned int b, int f), (a, b, f))
+FORWARD(int, pidfd_getfd, rs_socket_pidfd_getfd, (int p, int fd, unsigned int f), (p, fd, f))
 FORWARD(FILE *, fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
 FORWARD(FILE *, _IO_fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
 
@@ -462,6 +463,7 @@ static bool ours(long n, int fd)
 	case SYS_splice:
 	case SYS_close:
 	case SYS_close_range:
+	case SYS_pidfd_getfd:
 		return true;
 	case SYS_read:
 	case SYS_write:
@@ -555,6 +557,8 @@ static long by_name(long n, const long a[6])
 				    (unsigned int)a[5]);
 	case SYS_close:
 		return rsock_close(fd);
+	case SYS_pidfd_getfd:
+		return rs_socket_pidfd_getfd(fd, (int)a[1], (unsigned int)a[2]);
 	default: /* SYS_close_range */
 		return rsock_close_range((unsigned int)a[0], (unsigned int)a[1], (int)a[2]);
 	}

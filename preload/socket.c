@@ -263,6 +263,43 @@ int rsock_dup3(int fd, int to, int flags)
 	return r;
 }
 
+static uint64_t cookie(int fd)
+{
+	uint64_t v = 0;
+	socklen_t len = sizeof(v);
+
+	rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &v, &len);
+	return v;
+}
+
+struct same {
+	uint64_t cookie;
+	int fd;
+};
+
+static void find_same(int fd, uintptr_t word, void *arg)
+{
+	struct same *s = arg;
+
+	if (s->fd < 0 && rs_file_kind(word) == RS_KIND_CONN && cookie(fd) == s->cookie)
+		s->fd = fd;
+}
+
+int rs_socket_pidfd_getfd(int pidfd, int fd, unsigned int flags)
+{
+	long r = rs_sys3(SYS_pidfd_getfd, pidfd, fd, flags);
+	struct same s = { .fd = -1 };
+
+	if (r < 0)
+		return fail(r);
+	s.cookie = cookie((int)r);
+	if (s.cookie)
+		rs_files_each(0, UINT32_MAX, find_same, &s);
+	if (s.fd >= 0)
+		copy_entry(s.fd, (int)r);
+	return (int)r;
+}
+
 static void modes_changed(int fd)
 {
 	struct rs_conn *c = rs_file_conn(fd);

@@ -419,7 +419,7 @@ CASE(libc, not_for_sockets, 0)
 
 /* ---- another descriptor for the same connection ---- */
 
-CASE(libc, pidfd_getfd_of_ourselves, 0)
+static void duplicate_by_pidfd(bool by_number)
 {
 	struct conn k;
 	char b[16];
@@ -429,7 +429,7 @@ CASE(libc, pidfd_getfd_of_ourselves, 0)
 	p_send(&k, "abcdef");
 	wait_avail(k.fd, 6);
 	retd("orig", recv(k.fd, b, 2, 0), b);
-	d = pidfd_getfd(self, k.fd, 0);
+	d = by_number ? (int)syscall(SYS_pidfd_getfd, self, k.fd, 0) : pidfd_getfd(self, k.fd, 0);
 	yes("got", d >= 0);
 	retd("got", recv(d, b, 2, MSG_DONTWAIT), b);
 	ret("send", send(d, "12", 2, 0));
@@ -437,6 +437,40 @@ CASE(libc, pidfd_getfd_of_ourselves, 0)
 	peer_text(&k, 3);
 	close(k.fd);
 	retd("got", recv(d, b, 16, MSG_DONTWAIT), b);
+}
+
+CASE(libc, pidfd_getfd_of_ourselves, 0)
+{
+	duplicate_by_pidfd(false);
+}
+
+CASE(libc, pidfd_getfd_by_number, 0)
+{
+	duplicate_by_pidfd(true);
+}
+
+CASE(libc, pidfd_getfd_of_the_parent, 0)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	p_send(&k, "abcdef");
+	wait_avail(k.fd, 6);
+	nap(250); /* not for the child, as what a server looks at and forks is */
+	pid = fork();
+	if (pid == 0) {
+		int d = pidfd_getfd(pidfd_open(getppid(), 0), k.fd, 0);
+
+		close(k.fd);
+		retd("child", recv(d, b, 3, MSG_WAITALL), b);
+		ret("child", send(d, "child", 5, 0));
+		_exit(0);
+	}
+	reap("status", pid);
+	peer_text(&k, 5);
+	retd("parent", recv(k.fd, b, 3, MSG_WAITALL), b);
 }
 
 /* ---- functions that are found past the names that are interposed ---- */

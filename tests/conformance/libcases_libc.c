@@ -492,6 +492,47 @@ CASE(libc, dlsym_in_libc, 0)
 	retd("recv", its_recv(k.fd, b, 16, MSG_DONTWAIT), b);
 }
 
+static void recv_by(void *p)
+{
+	struct conn k;
+	char b[16];
+	ssize_t (*its_recv)(int, void *, size_t, int);
+
+	if (!p)
+		bail("no recv");
+	memcpy(&its_recv, &p, sizeof(p));
+	conf_pair(&k);
+	p_send(&k, "abc");
+	wait_avail(k.fd, 3);
+	retd("recv", its_recv(k.fd, b, 16, MSG_DONTWAIT), b);
+}
+
+CASE(libc, dlvsym_in_libc, 0)
+{
+	recv_by(dlvsym(dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD), "recv", "GLIBC_2.2.5"));
+}
+
+/* it depends on who asks: behind this program stands what is preloaded */
+CASE(libc, dlsym_next, 0)
+{
+	recv_by(dlsym(RTLD_NEXT, "recv"));
+}
+
+CASE(libc, dlsym_errors, NOSTATE)
+{
+	void *h = dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD);
+	const char *text;
+
+	yes("found", dlsym(h, "recv"));
+	yes("no_error", !dlerror());
+	yes("found", dlsym(h, "recv_nothing"));
+	text = dlerror();
+	out(" %s", text ? strrchr(text, ':') : "no-error");
+	yes("found", dlsym(RTLD_NEXT, "recv_nothing"));
+	text = dlerror();
+	out(" %s", text ? strstr(text, "conformance") ? "of-program" : "of-other" : "no-error");
+}
+
 /* ---- processes ---- */
 
 struct child {

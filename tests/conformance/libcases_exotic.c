@@ -298,8 +298,8 @@ CASE(exotic, unshare_net, 0)
 	alive(&k);
 }
 
-/* every thread of the process must follow a change of the user id */
-static void uids(void)
+/* every thread of the process must follow a change of the user id, or none but `me` */
+static void uids(unsigned int want, pid_t me)
 {
 	DIR *d = opendir("/proc/self/task");
 	struct dirent *e;
@@ -309,7 +309,7 @@ static void uids(void)
 		char path[300], line[200];
 		FILE *f;
 
-		if (e->d_name[0] == '.')
+		if (e->d_name[0] == '.' || atoi(e->d_name) == me)
 			continue;
 		snprintf(path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
 		f = fopen(path, "r");
@@ -317,8 +317,7 @@ static void uids(void)
 			unsigned int r, ef, s, fs;
 
 			if (sscanf(line, "Uid: %u %u %u %u", &r, &ef, &s, &fs) == 4)
-				same = same && r == 65534 && ef == 65534 && s == 65534 &&
-				       fs == 65534;
+				same = same && r == want && ef == want && s == want && fs == want;
 		}
 		if (f)
 			fclose(f);
@@ -334,7 +333,7 @@ CASE(exotic, setuid, 0)
 
 	conf_pair(&k);
 	ret("setuid", setuid(65534));
-	uids();
+	uids(65534, 0);
 	alive(&k);
 }
 
@@ -344,7 +343,27 @@ CASE(exotic, setresuid_raw, 0)
 
 	conf_pair(&k);
 	ret("setresuid", syscall(SYS_setresuid, 65534, 65534, 65534));
-	uids();
+	uids(65534, 0);
+	alive(&k);
+}
+
+static void *becomes_another(void *arg)
+{
+	(void)arg;
+	ret("setresuid", syscall(SYS_setresuid, 65534, 65534, 65534));
+	uids(getuid() == 65534 ? 0 : 1, gettid());
+	return NULL;
+}
+
+/* as file servers do it, for one request */
+CASE(exotic, setresuid_raw_in_thread, 0)
+{
+	struct conn k;
+	pthread_t t;
+
+	conf_pair(&k);
+	pthread_create(&t, NULL, becomes_another, NULL);
+	pthread_join(t, NULL);
 	alive(&k);
 }
 

@@ -102,6 +102,23 @@ int rs_conn_shutdown(struct rs_conn *c, int fd, int how)
 	return r;
 }
 
+/* Under the lock: whether the peer's host does not have all that was sent, on whatever path. */
+static bool unsent(const struct rs_conn *c, int fd)
+{
+	const struct rs_stream *s = &c->st->sm;
+	int outq = 0;
+
+	if (c->plain || c->reset || s->dead)
+		return false;
+	if (rs_sys3(SYS_ioctl, fd, TIOCOUTQ, &outq) == 0 && outq > 0)
+		return true; /* what is before the ring */
+	if (s->tx == RS_TX_RAW)
+		return s->tx_raw < s->tx_off;
+	/* As on any loopback connection: what fits the peer's buffer, the peer has. */
+	return s->tx != RS_TX_DONE &&
+	       c->st->ch.tail - rs_chan_tx_head(&c->st->ch) > ((uint64_t)1 << 18);
+}
+
 /* SO_LINGER with a time: close waits that long for the peer to take what was sent. */
 static void linger(struct rs_conn *c, int fd, uint32_t seconds)
 {
@@ -110,9 +127,7 @@ static void linger(struct rs_conn *c, int fd, uint32_t seconds)
 
 	if (fl < 0 || fl & O_NONBLOCK)
 		return;
-	while (c->st->sm.tx == RS_TX_FAST &&
-	       c->st->ch.tail - rs_chan_tx_head(&c->st->ch) > ((uint64_t)1 << 18) &&
-	       rs_now_ms() < end) {
+	while (unsent(c, fd) && rs_now_ms() < end) {
 		struct timespec ts = { 0, 1000000 };
 
 		rs_unlock(&c->lock);

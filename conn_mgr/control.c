@@ -28,6 +28,7 @@
 #define STACK ((size_t)256 << 10)
 #define EXIT_MS 10000 /* exit() waits that long for TCP to take what was sent, */
 #define EXIT_ANSWER_MS 300 /* and that long for the peer to have seen it */
+#define CALL_WAITS 100 /* of 10 ms */
 #define LINGER_MS 1000 /* idle that long: the thread ends */
 
 /* epoll data words: a source, or a connection with the lowest bit set */
@@ -39,6 +40,9 @@ static uint32_t running;
 static uint32_t pausing; /* the thread is to end, its work to wait */
 static pthread_t thread;
 static bool joinable;
+static struct rs_lock call_lock;
+static long call[4]; /* number and arguments of a system call, while */
+static uint32_t calling; /* (futex word) */
 static uint32_t main_exited; /* the first thread is ending, and the process is not */
 static uint32_t self_tid;
 static struct rs_conn *added; /* stack of new connections (lock-free push) */
@@ -279,6 +283,15 @@ static bool may_stop(void)
 
 static void check_last_thread(void);
 
+static void make_call(void)
+{
+	if (!__atomic_load_n(&calling, __ATOMIC_ACQUIRE))
+		return;
+	rs_sys3(call[0], call[1], call[2], call[3]);
+	__atomic_store_n(&calling, 0, __ATOMIC_RELEASE);
+	rs_futex_wake(&calling, 1, true);
+}
+
 static void *control_main(void *arg)
 {
 	uint64_t idle_since = 0, late = 0;
@@ -295,6 +308,7 @@ static void *control_main(void *arg)
 			__atomic_store_n(&running, 0, __ATOMIC_SEQ_CST);
 			return NULL;
 		}
+		make_call();
 		__atomic_store_n(&next_due, UINT64_MAX, __ATOMIC_SEQ_CST);
 		check_last_thread();
 		if (late > STALL_MS)
@@ -383,6 +397,27 @@ int rs_control_start(void)
 out:
 	rs_unlock(&lock);
 	return r;
+}
+
+void rs_control_call(long n, const long a[3])
+{
+	if (!rs_control_running() || rs_control_self() || rs_lock_mine(&call_lock))
+		return;
+	rs_lock(&call_lock);
+	call[0] = n;
+	memcpy(&call[1], a, 3 * sizeof(*a));
+	__atomic_store_n(&calling, 1, __ATOMIC_SEQ_CST);
+	rs_control_kick();
+	/* Not for ever: we may be a signal handler that has interrupted what the thread waits for. */
+	for (int i = 0;
+	     i < CALL_WAITS && __atomic_load_n(&calling, __ATOMIC_SEQ_CST) && rs_control_running();
+	     i++) {
+		struct timespec ts = { 0, 10000000 };
+
+		rs_futex_wait(&calling, 1, &ts, true);
+	}
+	__atomic_store_n(&calling, 0, __ATOMIC_SEQ_CST);
+	rs_unlock(&call_lock);
 }
 
 bool rs_control_pause(void)
@@ -520,4 +555,6 @@ void rs_control_forget(void)
 	rs_control_conns = NULL;
 	next_due = UINT64_MAX;
 	lock.word = 0;
+	call_lock.word = 0;
+	calling = 0;
 }

@@ -25,6 +25,8 @@ int rs_control_start(void);
 bool rs_control_running(void);
 /* This thread is starting or stopping it, and was interrupted by a signal handler. */
 bool rs_control_locked(void);
+/* The thread makes this system call too, now: it is about the credentials of the one that calls. */
+void rs_control_call(long n, const long a[3]);
 /* Ends the thread, but keeps its work for the next start; false: it did not run. */
 bool rs_control_pause(void);
 /* At the end of a process that has used RDMA: until TCP has what was sent. */

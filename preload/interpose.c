@@ -125,6 +125,7 @@ FORWARD(int, dup2, rsock_dup2, (int fd, int to), (fd, to))
 FORWARD(int, __dup2, rsock_dup2, (int fd, int to), (fd, to))
 FORWARD(int, dup3, rsock_dup3, (int fd, int to, int f), (fd, to, f))
 FORWARD(int, close_range, rsock_close_range, (unsigned int a, unsigned int b, int f), (a, b, f))
+FORWARD(int, pidfd_getfd, rs_socket_pidfd_getfd, (int p, int fd, unsigned int f), (p, fd, f))
 FORWARD(FILE *, fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
 FORWARD(FILE *, _IO_fdopen, rsock_fdopen, (int fd, const char *mode), (fd, mode))
 
@@ -462,6 +463,7 @@ static bool ours(long n, int fd)
 	case SYS_splice:
 	case SYS_close:
 	case SYS_close_range:
+	case SYS_pidfd_getfd:
 		return true;
 	case SYS_read:
 	case SYS_write:
@@ -555,8 +557,33 @@ static long by_name(long n, const long a[6])
 				    (unsigned int)a[5]);
 	case SYS_close:
 		return rsock_close(fd);
+	case SYS_pidfd_getfd:
+		return rs_socket_pidfd_getfd(fd, (int)a[1], (unsigned int)a[2]);
 	default: /* SYS_close_range */
 		return rsock_close_range((unsigned int)a[0], (unsigned int)a[1], (int)a[2]);
+	}
+}
+
+/*
+ * Of one thread, and ours is another, which must not keep what the program gives up. What other threads
+ * than the first do so is meant for them alone.
+ */
+static bool changes_credentials(long n)
+{
+	switch (n) {
+	case SYS_setuid:
+	case SYS_setgid:
+	case SYS_setreuid:
+	case SYS_setregid:
+	case SYS_setresuid:
+	case SYS_setresgid:
+	case SYS_setfsuid:
+	case SYS_setfsgid:
+	case SYS_setgroups:
+	case SYS_capset:
+		return rs_sys0(SYS_gettid) == rs_process_pid;
+	default:
+		return false;
 	}
 }
 
@@ -587,6 +614,10 @@ EXPORT long syscall(long n, ...)
 		rs_process_after_fork(r == 0);
 	} else {
 		r = rs_sys6(n, a[0], a[1], a[2], a[3], a[4], a[5]);
+		if (n == SYS_io_uring_setup && r >= 0)
+			rs_process_has_ring();
+		if (r >= 0 && changes_credentials(n))
+			rs_control_call(n, a);
 	}
 	if ((unsigned long)r > -4096UL) {
 		errno = (int)-r;

@@ -473,6 +473,39 @@ static int leave(struct rs_conn *c, int fd, enum rs_reason why)
 	return r == -ETIMEDOUT ? -EAGAIN : r;
 }
 
+/* ---- io_uring ---- */
+
+bool rs_process_rings;
+
+static void finish_for_good(int fd, uintptr_t word, void *arg)
+{
+	uint64_t end = *(uint64_t *)arg, now = rs_now_ms();
+	struct rs_conn *c = rs_file_kind(word) == RS_KIND_CONN ? rs_file_conn(fd) : NULL;
+
+	if (!c)
+		return;
+	/* Nobody must take a part for the whole. */
+	if (rs_conn_leave(c, RS_REASON_CALL, true, end > now ? (uint32_t)(end - now) : 0) != 0)
+		rs_conn_abort(c);
+	rs_conn_put(c);
+}
+
+void rs_process_has_ring(void)
+{
+	enum rs_reason why = RS_REASON_CALL;
+	uint64_t end = rs_now_ms() + EXEC_MS;
+
+	if (rs_files_foreign())
+		return;
+	/* First: a connection that is being made is in the table before its thread looks at this. */
+	__atomic_store_n(&rs_process_rings, true, __ATOMIC_SEQ_CST);
+	rs_files_each(0, UINT32_MAX, hand_over, NULL);
+	rs_files_each(0, UINT32_MAX, start_leaving, &why);
+	rs_files_each(0, UINT32_MAX, finish_for_good, &end);
+}
+
+/* ---- one descriptor ---- */
+
 int rs_process_leave_fd(int fd, enum rs_reason why)
 {
 	struct rs_conn *c = rs_file_conn(fd);

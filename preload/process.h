@@ -40,6 +40,13 @@ void rs_process_before_start(void);
 /* Before a spawn with file actions, which may hand any descriptor to the new program. */
 void rs_process_before_spawn(void);
 /*
+ * The program has made an io_uring, which passes every hook: all streams become plain TCP now, and none is
+ * looked for a peer any more, here and in forked children, which have the ring too. One that cannot leave
+ * is reset.
+ */
+void rs_process_has_ring(void);
+extern bool rs_process_rings; /* it has */
+/*
  * The stream behind `fd`, if any, becomes plain TCP now. 0: who sends may use the kernel socket, and who
  * receives if it has become plain (rs_file_conn()): when the peer has sent all and closed, what is left
  * in the ring comes by our own calls only. -EAGAIN: it cannot yet, and the descriptor is non-blocking:

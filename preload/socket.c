@@ -263,6 +263,43 @@ int rsock_dup3(int fd, int to, int flags)
 	return r;
 }
 
+static uint64_t cookie(int fd)
+{
+	uint64_t v = 0;
+	socklen_t len = sizeof(v);
+
+	rs_sys5(SYS_getsockopt, fd, SOL_SOCKET, SO_COOKIE, &v, &len);
+	return v;
+}
+
+struct same {
+	uint64_t cookie;
+	int fd;
+};
+
+static void find_same(int fd, uintptr_t word, void *arg)
+{
+	struct same *s = arg;
+
+	if (s->fd < 0 && rs_file_kind(word) == RS_KIND_CONN && cookie(fd) == s->cookie)
+		s->fd = fd;
+}
+
+int rs_socket_pidfd_getfd(int pidfd, int fd, unsigned int flags)
+{
+	long r = rs_sys3(SYS_pidfd_getfd, pidfd, fd, flags);
+	struct same s = { .fd = -1 };
+
+	if (r < 0)
+		return fail(r);
+	s.cookie = cookie((int)r);
+	if (s.cookie)
+		rs_files_each(0, UINT32_MAX, find_same, &s);
+	if (s.fd >= 0)
+		copy_entry(s.fd, (int)r);
+	return (int)r;
+}
+
 static void modes_changed(int fd)
 {
 	struct rs_conn *c = rs_file_conn(fd);
@@ -437,10 +474,10 @@ static bool same_host(int fd, const struct sockaddr *addr)
 		      &((const struct sockaddr_in6 *)(const void *)addr)->sin6_addr, 16) == 0;
 }
 
-/* Where stdio is, and stdio passes every hook. */
-static bool has_stdio(int fd)
+/* Stdio passes every hook, and so does an io_uring. */
+static bool passes_hooks(int fd)
 {
-	return fd <= STDERR_FILENO;
+	return fd <= STDERR_FILENO || __atomic_load_n(&rs_process_rings, __ATOMIC_SEQ_CST);
 }
 
 static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr)
@@ -449,7 +486,7 @@ static void look_for_peer(struct rs_conn *c, int fd, const struct sockaddr *addr
 	bool local = same_host(fd, addr);
 	int r;
 
-	if (has_stdio(fd)) {
+	if (passes_hooks(fd)) {
 		plain(c, RS_REASON_CALL);
 		return;
 	}
@@ -574,7 +611,7 @@ static void accepted(int fd, int listener, const struct sockaddr_storage *peer)
 	c = new_conn(fd, true);
 	if (!c)
 		return;
-	if (has_stdio(fd))
+	if (passes_hooks(fd))
 		plain(c, RS_REASON_CALL);
 	else
 		rs_accepted_add(c, port, (const struct sockaddr *)(const void *)peer);

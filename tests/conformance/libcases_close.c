@@ -489,6 +489,35 @@ CASE(close, linger_times_out, 0)
 	yes("all", p_recvall(&k, 7) == n);
 }
 
+/* with time for the fast path to be entered behind what is not read */
+CASE(close, linger_a_while_later, 0)
+{
+	struct conn k;
+	long n, t;
+	char b[16384];
+
+	conf_pair(&k);
+	n = fill(k.fd);
+	nap(300);
+	for (int full = 0; full < 100;) {
+		long r;
+
+		pattern(b, sizeof(b), (uint64_t)n, 7);
+		r = send(k.fd, b, sizeof(b), MSG_DONTWAIT);
+		if (r > 0) {
+			n += r;
+		} else {
+			full++;
+			nap(2);
+		}
+	}
+	linger_set(k.fd, 1, 1);
+	t = now_ms();
+	ret("close", close(k.fd));
+	took("waited", t, 900, 2500);
+	yes("all", p_recvall(&k, 7) == n);
+}
+
 CASE(close, linger_nothing_to_wait_for, 0)
 {
 	struct conn k;

@@ -3,6 +3,7 @@
 #include "tests/conformance/conf.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <sys/prctl.h>
@@ -129,6 +130,115 @@ CASE(exotic, io_uring_opened_first, 0)
 	alive(&k);
 }
 
+/* the ring is older than its process */
+CASE(exotic, io_uring_inherited, 0)
+{
+	struct conn k;
+	char b[16], t[] = "uring";
+	int st;
+	pid_t pid;
+
+	if (!ring_open()) {
+		out(" io_uring_setup=%s", err_name(errno));
+		return;
+	}
+	pid = fork();
+	if (pid == 0) {
+		conf_pair_raw(&k, conf_family, conf_server);
+		for (int i = 0; i < 50; i++) { /* time, and reasons, for the fast path */
+			nap(4);
+			p_send(&k, "x");
+			recv(k.fd, b, 1, 0);
+			send(k.fd, "y", 1, 0);
+			p_recv(&k, b, 1);
+		}
+		peer_ret("uring_send", ring_do(IORING_OP_SEND, k.fd, t, 5));
+		peer_text(&k, 5);
+		p_send(&k, "back");
+		memset(b, 0, sizeof(b));
+		peer_ret("uring_read", ring_do(IORING_OP_READ, k.fd, b, 16));
+		out(" %s", b);
+		alive(&k);
+		_exit(0);
+	}
+	waitpid(pid, &st, 0);
+	status("status", st);
+}
+
+/* past every hook, as liburing does it */
+static long inline_call(long n, long a, long b, long c, long d)
+{
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = 0;
+	register long r9 __asm__("r9") = 0;
+	long r;
+
+	__asm__ volatile("syscall"
+			 : "=a"(r)
+			 : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return r;
+}
+
+static void by_liburing(const char *name)
+{
+	void *lib = dlopen("liburing.so.2", RTLD_NOW | RTLD_GLOBAL);
+	union {
+		void *p;
+		int (*init)(unsigned int n, void *r, unsigned int flags);
+		int (*params)(unsigned int n, void *r, struct io_uring_params *p);
+		int (*setup)(unsigned int n, struct io_uring_params *p);
+		int (*mmap)(int fd, struct io_uring_params *p, void *r);
+	} f = { dlsym(RTLD_DEFAULT, name) };
+	struct io_uring_params p = { 0 };
+	uint64_t r[128] = { 0 }; /* struct io_uring, and more */
+	struct conn k;
+	char b[16] = "";
+	long v;
+
+	if (!lib) {
+		out(" no-library");
+		return;
+	}
+	conf_pair(&k);
+	p_send(&k, "abcdef");
+	wait_avail(k.fd, 6);
+	retd("recv", recv(k.fd, b, 3, 0), b);
+	if (!strcmp(name, "io_uring_queue_init"))
+		v = f.init(8, r, 0);
+	else if (!strcmp(name, "io_uring_queue_init_params"))
+		v = f.params(8, r, &p);
+	else if (!strcmp(name, "io_uring_setup"))
+		v = f.setup(8, &p) > 0;
+	else
+		v = f.mmap((int)inline_call(SYS_io_uring_setup, 8, (long)&p, 0, 0), &p, r);
+	peer_ret("library", v);
+	memset(b, 0, sizeof(b));
+	peer_ret("inline_recv", inline_call(SYS_recvfrom, k.fd, (long)b, 3, MSG_WAITALL));
+	out(" %s", b);
+	alive(&k);
+}
+
+CASE(exotic, liburing_init, 0)
+{
+	by_liburing("io_uring_queue_init");
+}
+
+CASE(exotic, liburing_init_params, 0)
+{
+	by_liburing("io_uring_queue_init_params");
+}
+
+CASE(exotic, liburing_setup, 0)
+{
+	by_liburing("io_uring_setup");
+}
+
+CASE(exotic, liburing_mmap, 0)
+{
+	by_liburing("io_uring_queue_mmap");
+}
+
 /* libc's syscall() function, which some programs use for what libc lacks */
 CASE(exotic, syscall_function, 0)
 {
@@ -188,8 +298,8 @@ CASE(exotic, unshare_net, 0)
 	alive(&k);
 }
 
-/* every thread of the process must follow a change of the user id */
-static void uids(void)
+/* every thread of the process must follow a change of the user id, or none but `me` */
+static void uids(unsigned int want, pid_t me)
 {
 	DIR *d = opendir("/proc/self/task");
 	struct dirent *e;
@@ -199,7 +309,7 @@ static void uids(void)
 		char path[300], line[200];
 		FILE *f;
 
-		if (e->d_name[0] == '.')
+		if (e->d_name[0] == '.' || atoi(e->d_name) == me)
 			continue;
 		snprintf(path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
 		f = fopen(path, "r");
@@ -207,8 +317,7 @@ static void uids(void)
 			unsigned int r, ef, s, fs;
 
 			if (sscanf(line, "Uid: %u %u %u %u", &r, &ef, &s, &fs) == 4)
-				same = same && r == 65534 && ef == 65534 && s == 65534 &&
-				       fs == 65534;
+				same = same && r == want && ef == want && s == want && fs == want;
 		}
 		if (f)
 			fclose(f);
@@ -224,7 +333,7 @@ CASE(exotic, setuid, 0)
 
 	conf_pair(&k);
 	ret("setuid", setuid(65534));
-	uids();
+	uids(65534, 0);
 	alive(&k);
 }
 
@@ -234,7 +343,27 @@ CASE(exotic, setresuid_raw, 0)
 
 	conf_pair(&k);
 	ret("setresuid", syscall(SYS_setresuid, 65534, 65534, 65534));
-	uids();
+	uids(65534, 0);
+	alive(&k);
+}
+
+static void *becomes_another(void *arg)
+{
+	(void)arg;
+	ret("setresuid", syscall(SYS_setresuid, 65534, 65534, 65534));
+	uids(getuid() == 65534 ? 0 : 1, gettid());
+	return NULL;
+}
+
+/* as file servers do it, for one request */
+CASE(exotic, setresuid_raw_in_thread, 0)
+{
+	struct conn k;
+	pthread_t t;
+
+	conf_pair(&k);
+	pthread_create(&t, NULL, becomes_another, NULL);
+	pthread_join(t, NULL);
 	alive(&k);
 }
 

@@ -419,7 +419,7 @@ CASE(libc, not_for_sockets, 0)
 
 /* ---- another descriptor for the same connection ---- */
 
-CASE(libc, pidfd_getfd_of_ourselves, 0)
+static void duplicate_by_pidfd(bool by_number)
 {
 	struct conn k;
 	char b[16];
@@ -429,7 +429,7 @@ CASE(libc, pidfd_getfd_of_ourselves, 0)
 	p_send(&k, "abcdef");
 	wait_avail(k.fd, 6);
 	retd("orig", recv(k.fd, b, 2, 0), b);
-	d = pidfd_getfd(self, k.fd, 0);
+	d = by_number ? (int)syscall(SYS_pidfd_getfd, self, k.fd, 0) : pidfd_getfd(self, k.fd, 0);
 	yes("got", d >= 0);
 	retd("got", recv(d, b, 2, MSG_DONTWAIT), b);
 	ret("send", send(d, "12", 2, 0));
@@ -437,6 +437,40 @@ CASE(libc, pidfd_getfd_of_ourselves, 0)
 	peer_text(&k, 3);
 	close(k.fd);
 	retd("got", recv(d, b, 16, MSG_DONTWAIT), b);
+}
+
+CASE(libc, pidfd_getfd_of_ourselves, 0)
+{
+	duplicate_by_pidfd(false);
+}
+
+CASE(libc, pidfd_getfd_by_number, 0)
+{
+	duplicate_by_pidfd(true);
+}
+
+CASE(libc, pidfd_getfd_of_the_parent, 0)
+{
+	struct conn k;
+	char b[16];
+	pid_t pid;
+
+	conf_pair(&k);
+	p_send(&k, "abcdef");
+	wait_avail(k.fd, 6);
+	nap(250); /* not for the child, as what a server looks at and forks is */
+	pid = fork();
+	if (pid == 0) {
+		int d = pidfd_getfd(pidfd_open(getppid(), 0), k.fd, 0);
+
+		close(k.fd);
+		retd("child", recv(d, b, 3, MSG_WAITALL), b);
+		ret("child", send(d, "child", 5, 0));
+		_exit(0);
+	}
+	reap("status", pid);
+	peer_text(&k, 5);
+	retd("parent", recv(k.fd, b, 3, MSG_WAITALL), b);
 }
 
 /* ---- functions that are found past the names that are interposed ---- */
@@ -456,6 +490,47 @@ CASE(libc, dlsym_in_libc, 0)
 	p_send(&k, "abc");
 	wait_avail(k.fd, 3);
 	retd("recv", its_recv(k.fd, b, 16, MSG_DONTWAIT), b);
+}
+
+static void recv_by(void *p)
+{
+	struct conn k;
+	char b[16];
+	ssize_t (*its_recv)(int, void *, size_t, int);
+
+	if (!p)
+		bail("no recv");
+	memcpy(&its_recv, &p, sizeof(p));
+	conf_pair(&k);
+	p_send(&k, "abc");
+	wait_avail(k.fd, 3);
+	retd("recv", its_recv(k.fd, b, 16, MSG_DONTWAIT), b);
+}
+
+CASE(libc, dlvsym_in_libc, 0)
+{
+	recv_by(dlvsym(dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD), "recv", "GLIBC_2.2.5"));
+}
+
+/* it depends on who asks: behind this program stands what is preloaded */
+CASE(libc, dlsym_next, 0)
+{
+	recv_by(dlsym(RTLD_NEXT, "recv"));
+}
+
+CASE(libc, dlsym_errors, NOSTATE)
+{
+	void *h = dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD);
+	const char *text;
+
+	yes("found", dlsym(h, "recv"));
+	yes("no_error", !dlerror());
+	yes("found", dlsym(h, "recv_nothing"));
+	text = dlerror();
+	out(" %s", text ? strrchr(text, ':') : "no-error");
+	yes("found", dlsym(RTLD_NEXT, "recv_nothing"));
+	text = dlerror();
+	out(" %s", text ? strstr(text, "conformance") ? "of-program" : "of-other" : "no-error");
 }
 
 /* ---- processes ---- */

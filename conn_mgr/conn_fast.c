@@ -19,18 +19,15 @@ static bool small(const void *buf, size_t n)
 	return n - 1 < MOST && (uintptr_t)buf - 4096 < ((uintptr_t)1 << 47) - 2 * MOST;
 }
 
-static size_t ring_size(const struct rs_chan *ch, uint8_t tier)
-{
-	return ch->remote ? RS_REMOTE_RING : (size_t)1 << rs_shm_shift[tier];
-}
-
 /* As rs_chan_tx_room() has it, when it need not think of another ring. */
 static inline bool fits(struct rs_chan *ch, size_t size, size_t n)
 {
 	size_t used = (size_t)(ch->tail - ch->tx_head);
 
-	if (used > size / 2)
+	if (used > size / 2) {
 		used = (size_t)(ch->tail - rs_chan_tx_head(ch));
+		ch->needed |= used > size / 2;
+	}
 	if (ch->tail - ch->tx_start < used) /* the rest is in other rings */
 		used = (size_t)(ch->tail - ch->tx_start);
 	/* Over RDMA no limit is as low as RS_REMOTE_TELL. */
@@ -46,7 +43,7 @@ static inline bool may_send(const struct rs_conn *c, const struct rs_state *st)
 	const struct rs_stream *s = &st->sm;
 
 	return !(c->plain | c->reset | c->broken | c->tcp_closed | s->dead | s->fin_wanted) &&
-	       !c->err && s->tx == RS_TX_FAST && !st->ch.tx_tier;
+	       !c->err && s->tx == RS_TX_FAST && (!st->ch.tx_tier || st->ch.remote);
 }
 
 /* Under its lock: it is not gone, nor has its place been given to another. */
@@ -76,10 +73,10 @@ ssize_t rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const v
 		goto out;
 	st = c->st;
 	ch = &st->ch;
-	size = ring_size(ch, 0);
+	size = (size_t)1 << ch->shift[ch->tx_tier];
 	may = may_send(c, st) && fits(ch, size, n);
 	if (may) {
-		memcpy(ch->tx_ring[0] + (ch->tail & (size - 1)), buf, n);
+		memcpy(ch->tx_ring[ch->tx_tier] + (ch->tail & (size - 1)), buf, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
 		rs_tx_ring(&st->sm, n);
 		if (c->row) {
@@ -99,8 +96,6 @@ static uint8_t rx_tier(const struct rs_conn *c)
 	uint32_t n;
 	uint64_t seg;
 
-	if (c->st->ch.remote)
-		return 0;
 	n = __atomic_load_n(&mine->nseg, __ATOMIC_ACQUIRE);
 	if (!n)
 		return 0;
@@ -124,8 +119,10 @@ static inline size_t may_recv(struct rs_conn *c, size_t n, const uint8_t **from)
 		return 0;
 	if (k > n)
 		k = n;
-	size = ring_size(ch, tier);
+	size = (size_t)1 << ch->shift[tier];
 	at = s->rx_off & (size - 1);
+	if (__builtin_expect(!ch->rx_ring[tier], 0))
+		return 0;
 	*from = ch->rx_ring[tier] + at;
 	return at + k <= size ? k : 0;
 }

@@ -239,6 +239,7 @@ static struct rs_link *reclaimed(void)
 	l->initiator = false;
 	l->name[0] = '\0';
 	l->ports = 0;
+	l->rings_at = 0;
 	rs_unlock(&l->lock);
 	return l;
 }
@@ -450,6 +451,7 @@ void rs_links_timer(uint64_t now)
 
 			if (due)
 				rs_control_due(due);
+			rs_link_rings_timer(l, now);
 		}
 		if (rs_link_used(l) || l->dead || !l->initiator) {
 			l->idle_since = 0;

@@ -8,7 +8,7 @@
  * all their streams.
  *
  * link.c makes and ends links, link_msg.c sends and receives on them, link_slot.c gives streams their
- * numbers, link_bell.c tells who has news; link_parts.h is between these.
+ * numbers, link_bell.c tells who has news, link_ring.c gives them larger rings; link_parts.h is between these.
  *
  * Except where noted, for the control thread only.
  */
@@ -75,6 +75,7 @@ struct rs_link {
 		ends; /* the connection that it was made for; its claims have these addresses */
 	uint16_t port[RS_LINK_ALIASES]; /* RDMA ports that lead to the process (initiator) */
 	uint32_t ports;
+	uint64_t rings_at; /* ms: when to look at larger rings again; 0: there are none */
 	uint8_t identity[16]; /* what our HELLO says that we are */
 	uint8_t expect[RS_GREET_ID_LEN]; /* what the peer's must begin with */
 	uint8_t greeting[RS_GREET_REQUEST_LEN]; /* our request (initiator) */

@@ -148,6 +148,8 @@ void rs_link_look(struct rs_link *l)
 	}
 	if (!l->dead)
 		rs_remote_retry(l->shm.remote, poke, l);
+	if (!l->dead)
+		rs_link_rings_ask(l);
 	if (!l->dead && rs_remote_broken(l->shm.remote))
 		rs_link_failed(l, ECONNRESET);
 }

@@ -127,7 +127,7 @@ void rs_link_tell(struct rs_conn *c, uint8_t type, uint32_t epoch, uint64_t offs
 void rs_link_hello(struct rs_link *l)
 {
 	struct rs_msg m = { .type = RS_MSG_HELLO,
-			    .features = l->shm.remote ? RS_FEATURE_RDMA
+			    .features = l->shm.remote ? RS_FEATURE_RDMA | RS_FEATURE_RINGS
 						      : RS_FEATURE_SHM | RS_FEATURE_TRIGGER |
 								RS_FEATURE_WHERE,
 			    .slots = RS_SHM_SLOTS };
@@ -187,6 +187,7 @@ static void got_remote_hello(struct rs_link *l, const struct rs_msg *m)
 		rs_link_failed(l, EPROTO);
 		return;
 	}
+	l->shm.remote->may_grow = m->features & RS_FEATURE_RINGS;
 	come_up(l, m);
 }
 
@@ -303,8 +304,10 @@ void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t
 			got_hello(l, m, fds, nfds);
 		return;
 	}
-	if (!l->up || (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT ||
-					 m->type == RS_MSG_WHERE || m->type == RS_MSG_HERE))) {
+	if (!l->up ||
+	    (l->shm.remote && (m->type == RS_MSG_BELL || m->type == RS_MSG_SEGMENT ||
+			       m->type == RS_MSG_WHERE || m->type == RS_MSG_HERE)) ||
+	    (!l->shm.remote && m->type >= RS_MSG_WANT)) {
 		rs_link_kill(l, rs_now_ms());
 		return;
 	}
@@ -332,6 +335,11 @@ void rs_link_message(struct rs_link *l, const struct rs_msg *m, int *fds, size_t
 		return;
 	case RS_MSG_HERE:
 		rs_elsewhere_told(l, m);
+		return;
+	case RS_MSG_WANT:
+	case RS_MSG_RING:
+	case RS_MSG_DROP:
+		rs_link_ring_message(l, m);
 		return;
 	default:
 		break;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 /*
- * link_parts.h - between link.c, link_msg.c, link_slot.c and link_bell.c
+ * link_parts.h - between link.c, link_msg.c, link_slot.c, link_bell.c and link_ring.c
  *
  * For the control thread, except where noted.
  */
@@ -48,5 +48,14 @@ void rs_link_untrigger(struct rs_link *l, uint32_t bell);
 void rs_link_look(struct rs_link *l);
 /* Rings for the peer whom it could not ring itself. */
 void rs_link_scan(struct rs_link *l);
+
+/* ---- link_ring.c: over RDMA ---- */
+
+/* WANT, RING or DROP has come. */
+void rs_link_ring_message(struct rs_link *l, const struct rs_msg *m);
+/* Asks for larger rings where streams want them. */
+void rs_link_rings_ask(struct rs_link *l);
+/* Looks, now and then, which are not needed any more. */
+void rs_link_rings_timer(struct rs_link *l, uint64_t now);
 
 #endif

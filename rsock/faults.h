@@ -37,7 +37,13 @@
 	X(ERROR_IGNORED)       \
 	X(LATE_WRITE)          \
 	X(RETRY_FORGOTTEN)     \
-	X(STALL_UNARMED)
+	X(STALL_UNARMED)       \
+	X(TIER_LOST)           \
+	X(TIER_OF_TAIL)        \
+	X(RING_EARLY)          \
+	X(SWITCH_UNTOLD)       \
+	X(DROP_UNREAD)         \
+	X(DROP_UNSENT)
 enum rs_fault {
 #define X(name) RS_FAULT_ID_##name,
 	RS_FAULT_NAMES(X) RS_LINK_FAULT_NAMES(X)

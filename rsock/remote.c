@@ -13,8 +13,9 @@
 
 #define PAGE ((size_t)4096)
 #define BLOCK (PAGE + RS_REMOTE_RING)
-#define LEN_BITS 18
-#define LEN_MASK ((1u << LEN_BITS) - 1)
+#define ID_SHIFT 18
+#define TIER_SHIFT 17
+#define LEN_MASK ((1u << TIER_SHIFT) - 1)
 #define BATCH 16
 #define AGAIN_MS 1 /* when somebody else is polling, or there is more than one turn takes */
 #define TURN 256u /* polls of BATCH in one go at most: the peer may send without end */
@@ -22,7 +23,8 @@
 #define POOLS_MAX 1024u /* of one link: a peer has a few messages for each of its streams */
 
 _Static_assert(RS_REMOTE_CUT <= LEN_MASK, "a length fits the immediate data");
-_Static_assert(RS_REMOTE_STREAMS <= 1u << (32 - LEN_BITS), "and a stream number beside it");
+_Static_assert(RS_REMOTE_TIERS <= 1u << (ID_SHIFT - TIER_SHIFT), "and a tier");
+_Static_assert(RS_REMOTE_STREAMS <= 1u << (32 - ID_SHIFT), "and a stream number");
 _Static_assert(sizeof(struct rs_shm_slot) <= PAGE, "the words fit their page");
 
 struct rs_remote_msg {
@@ -70,11 +72,26 @@ static uint32_t chunk_of(uint32_t id, uint32_t *at, uint32_t *n)
 	return id ? log + 1 : 0;
 }
 
+static size_t registered; /* bytes, of all links */
+
+size_t rs_remote_registered(void)
+{
+	return __atomic_load_n(&registered, __ATOMIC_RELAXED);
+}
+
 static void give_back(struct rs_rdma_mem *m)
 {
-	if (m->addr)
+	if (m->addr) {
 		rs_sys2(SYS_munmap, m->addr, m->len);
+		__atomic_fetch_sub(&registered, m->len, __ATOMIC_RELAXED);
+	}
 	memset(m, 0, sizeof(*m));
+}
+
+static void advise_one(const struct rs_rdma_mem *m, int advice)
+{
+	if (m->addr)
+		rs_sys3(SYS_madvise, m->addr, m->len, advice);
 }
 
 /* Shared memory: a fork must not move what the device knows. */
@@ -90,6 +107,7 @@ static int map(struct rs_remote *r, struct rs_rdma_mem *m, size_t len, bool remo
 	rs_sys3(SYS_madvise, p, len, MADV_DONTFORK);
 	m->addr = (void *)p;
 	m->len = len;
+	__atomic_fetch_add(&registered, len, __ATOMIC_RELAXED);
 	e = r->ops->map(r->qp, m, remote);
 	if (e != 0)
 		give_back(m);
@@ -231,6 +249,14 @@ void rs_remote_close(struct rs_remote *r)
 			r->chunk[i].in.mr = NULL;
 			r->chunk[i].out.mr = NULL;
 		}
+		for (struct rs_remote_extra *x = r->extra; x; x = x->next) {
+			if (x->in.mr)
+				r->ops->unmap(&x->in);
+			if (x->out.mr)
+				r->ops->unmap(&x->out);
+			x->in.mr = NULL;
+			x->out.mr = NULL;
+		}
 		r->ops->drop(qp);
 	}
 	/* The channel on which it sleeps is gone. */
@@ -246,6 +272,14 @@ void rs_remote_free(struct rs_remote *r)
 		give_back(&r->chunk[i].in);
 		give_back(&r->chunk[i].out);
 	}
+	while (r->extra) {
+		struct rs_remote_extra *next = r->extra->next;
+
+		give_back(&r->extra->in);
+		give_back(&r->extra->out);
+		free(r->extra);
+		r->extra = next;
+	}
 	while (r->pools) {
 		struct rs_remote_msg *next = r->pools->next;
 
@@ -256,16 +290,23 @@ void rs_remote_free(struct rs_remote *r)
 	free(r);
 }
 
+/* What the rings and staging rings are in. */
+static void advise(const struct rs_remote *r, int advice)
+{
+	for (size_t i = 0; i < RS_REMOTE_CHUNKS; i++) {
+		advise_one(&r->chunk[i].in, advice);
+		advise_one(&r->chunk[i].out, advice);
+	}
+	for (const struct rs_remote_extra *x = r->extra; x; x = x->next) {
+		advise_one(&x->in, advice);
+		advise_one(&x->out, advice);
+	}
+}
+
 void rs_remote_empty(struct rs_remote *r)
 {
-	for (size_t i = 0; i < RS_REMOTE_CHUNKS && !r->emptied; i++) {
-		const struct rs_remote_chunk *k = &r->chunk[i];
-
-		if (k->in.addr)
-			rs_sys3(SYS_madvise, k->in.addr, k->in.len, MADV_REMOVE);
-		if (k->out.addr)
-			rs_sys3(SYS_madvise, k->out.addr, k->out.len, MADV_REMOVE);
-	}
+	if (!r->emptied)
+		advise(r, MADV_REMOVE);
 	r->emptied = true;
 }
 
@@ -304,15 +345,20 @@ bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_
 	c->remote = r;
 	c->id = id;
 	c->peer_id = peer_id;
-	c->lkey = k->out.lkey;
+	c->lkey[0] = k->out.lkey;
 	c->peer_block = peer->addr;
-	c->peer_key = peer->rkey;
+	c->peer_ring[0] = peer->addr + PAGE;
+	c->peer_key[0] = peer->rkey;
 	c->mine = &l->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
 	c->peer = (struct rs_shm_slot *)(void *)block;
 	memset(c->peer, 0, sizeof(*c->peer));
 	c->mine_bells = l->mine[id / RS_SHM_SLOTS]->bells;
 	c->rx_ring[0] = block + PAGE;
 	c->tx_ring[0] = (uint8_t *)k->out.addr + at * RS_REMOTE_RING;
+	c->shift[0] = (uint8_t)__builtin_ctzll(RS_REMOTE_RING);
+	c->shift[1] = (uint8_t)__builtin_ctzll(RS_REMOTE_LARGE);
+	c->rx_most = RS_REMOTE_RING;
+	c->tx_tiers = 1;
 	return true;
 }
 
@@ -330,15 +376,55 @@ static void flush_messages(struct rs_remote *r)
 	}
 }
 
+static void mark_stream(uint64_t *set, uint32_t id)
+{
+	__atomic_fetch_or(&set[id / 64], (uint64_t)1 << id % 64, __ATOMIC_SEQ_CST);
+}
+
+static void stall(struct rs_remote *r, uint32_t id)
+{
+	mark_stream(r->stalled, id);
+}
+
 static void broken(struct rs_remote *r)
 {
 	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
 	rs_bell_ring(1); /* the control thread buries it */
 }
 
+/* The tier of the last switch that has come. */
+static uint8_t last_tier(const struct rs_shm_slot *s, uint64_t *since)
+{
+	uint32_t n = __atomic_load_n(&s->nseg, __ATOMIC_ACQUIRE);
+	uint64_t seg = n ? __atomic_load_n(&s->seg[(n - 1) % RS_SEGS], __ATOMIC_ACQUIRE) : 0;
+
+	*since = seg >> 2;
+	return seg & 3;
+}
+
+/* What comes now is in a ring of `tier`. */
+static __attribute__((noinline)) void note_tier(struct rs_remote *r, uint32_t id, uint8_t tier)
+{
+	struct rs_shm_slot *s = &r->link->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
+	uint32_t n = s->nseg;
+	uint64_t since;
+
+	if (tier == last_tier(s, &since) || RS_FAULT(TIER_LOST))
+		return;
+	__atomic_store_n(&s->seg[n % RS_SEGS], s->tail << 2 | tier, __ATOMIC_RELEASE);
+	__atomic_store_n(&s->nseg, n + 1, __ATOMIC_RELEASE);
+	if (RS_FAULT(SWITCH_UNTOLD))
+		return;
+	/* The control thread looks whether to tell how far we have read. */
+	stall(r, id);
+	__atomic_store_n(&r->room, true, __ATOMIC_SEQ_CST);
+	rs_bell_ring(1);
+}
+
 static void landed(struct rs_remote *r, uint32_t imm)
 {
-	uint32_t id = imm >> LEN_BITS, len = imm & LEN_MASK, waits;
+	uint32_t id = imm >> ID_SHIFT, len = imm & LEN_MASK, waits;
+	uint8_t tier = imm >> TIER_SHIFT & 1;
 	struct rs_shm_slot *s;
 
 	if (id / RS_SHM_SLOTS >= __atomic_load_n(&r->link->nmine, __ATOMIC_ACQUIRE)) {
@@ -346,7 +432,9 @@ static void landed(struct rs_remote *r, uint32_t imm)
 		return;
 	}
 	s = &r->link->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
-	/* Whether that is more than the ring holds, the reader checks. */
+	if (__builtin_expect((s->nseg | tier) && len, 0))
+		note_tier(r, id, tier);
+	/* Whether there is that ring, and it holds so much, the reader checks. */
 	if (len && !(RS_FAULT(IMM_LOST) && len > RS_REMOTE_CUT / 2))
 		__atomic_fetch_add(&s->tail, len, __ATOMIC_SEQ_CST);
 	/* As any sender: publish, then look for who waits, and has looked after saying so. */
@@ -629,14 +717,7 @@ void rs_remote_inherit(struct rs_remote *r)
 		rs_lock(&r->cq_lock);
 		rs_lock(&r->lock);
 	}
-	for (size_t i = 0; i < RS_REMOTE_CHUNKS; i++) {
-		const struct rs_remote_chunk *k = &r->chunk[i];
-
-		if (k->in.addr)
-			rs_sys3(SYS_madvise, k->in.addr, k->in.len, MADV_DOFORK);
-		if (k->out.addr)
-			rs_sys3(SYS_madvise, k->out.addr, k->out.len, MADV_DOFORK);
-	}
+	advise(r, MADV_DOFORK);
 	/* The queue pair ends with this process; its copy must not touch it. */
 	r->qp = NULL;
 	__atomic_store_n(&r->broken, true, __ATOMIC_SEQ_CST);
@@ -749,11 +830,6 @@ bool rs_remote_receive(struct rs_remote *r, uint8_t *bytes, size_t *len)
 
 /* ---- data ---- */
 
-static void stall(struct rs_remote *r, uint32_t id)
-{
-	__atomic_fetch_or(&r->stalled[id / 64], (uint64_t)1 << id % 64, __ATOMIC_SEQ_CST);
-}
-
 /* Under the lock: ROOM is to come. */
 static void stall_for_room(struct rs_remote *r, uint32_t id)
 {
@@ -787,10 +863,15 @@ static inline bool lock_to_post(struct rs_remote *r, uint32_t id)
 	return false;
 }
 
+static uint32_t words(const struct rs_remote *r)
+{
+	return __atomic_load_n(&r->link->nmine, __ATOMIC_ACQUIRE) * RS_SHM_SLOTS / 64;
+}
+
 void rs_remote_retry(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg)
 {
 	uint64_t stalled[RS_REMOTE_STREAMS / 64];
-	uint32_t n = __atomic_load_n(&r->link->nmine, __ATOMIC_ACQUIRE) * RS_SHM_SLOTS / 64;
+	uint32_t n = words(r);
 
 	if (!__atomic_load_n(&r->room, __ATOMIC_RELAXED))
 		return;
@@ -818,22 +899,34 @@ static inline bool keeps_back(struct rs_remote *r, struct rs_chan *c)
 	return false;
 }
 
+/* What is posted next: in which ring it is, and up to where. */
+static inline uint8_t next_tier(const struct rs_chan *c, uint64_t *upto)
+{
+	*upto = c->tail;
+	if (__builtin_expect(c->posted >= c->tx_start, 1) || RS_FAULT(TIER_OF_TAIL))
+		return c->tx_tier;
+	return rs_chan_tx_tier(c, c->posted, upto);
+}
+
 /* Under the lock. False: the rest has to wait for completions. */
 static __always_inline bool post_all(struct rs_remote *r, struct rs_chan *c)
 {
 	while (c->posted < c->tail && r->qp) {
-		size_t pos = c->posted % RS_REMOTE_RING;
-		uint64_t left = c->tail - c->posted;
-		uint32_t n = left < RS_REMOTE_CUT ? (uint32_t)left : RS_REMOTE_CUT;
+		uint64_t upto, left;
+		uint8_t tier = next_tier(c, &upto);
+		size_t size = (size_t)1 << c->shift[tier], pos = c->posted & (size - 1);
+		uint32_t n;
 		int e;
 
-		if (n > RS_REMOTE_RING - pos)
-			n = (uint32_t)(RS_REMOTE_RING - pos);
+		left = upto - c->posted;
+		n = left < RS_REMOTE_CUT ? (uint32_t)left : RS_REMOTE_CUT;
+		if (n > size - pos)
+			n = (uint32_t)(size - pos);
 		if (left < RS_REMOTE_SMALL && keeps_back(r, c))
 			return false;
-		e = r->ops->post_write(r->qp, c->tx_ring[0] + pos, n, c->lkey,
-				       c->peer_block + PAGE + pos, c->peer_key,
-				       c->peer_id << LEN_BITS | n);
+		e = r->ops->post_write(r->qp, c->tx_ring[tier] + pos, n, c->lkey[tier],
+				       c->peer_ring[tier] + pos, c->peer_key[tier],
+				       c->peer_id << ID_SHIFT | (uint32_t)tier << TIER_SHIFT | n);
 		if (e == -EAGAIN)
 			return false;
 		if (e != 0) {
@@ -880,19 +973,33 @@ void rs_remote_open(struct rs_chan *c, bool open)
 		rs_remote_post(c);
 }
 
+/*
+ * When the peer is to be told next. Of what was before its last switch as soon as that is read: it may
+ * want to go back.
+ */
+static uint64_t next_tell(const struct rs_chan *c)
+{
+	uint64_t since, at;
+
+	at = c->told + rs_remote_tell(last_tier(c->mine, &since));
+	return since > c->told && since < at ? since : at;
+}
+
 void rs_remote_credit(struct rs_chan *c)
 {
 	struct rs_remote *r = c->remote;
 	uint64_t head = c->head;
 	int e = 0;
 
-	if (c->mute || head == c->told || (!c->eager && head - c->told < RS_REMOTE_TELL) ||
+	if (head < c->tell_at)
+		c->tell_at = next_tell(c);
+	if (c->mute || head == c->told || (!c->eager && head < c->tell_at) ||
 	    !lock_to_post(r, c->id))
 		return;
 	if (r->qp) {
 		e = r->ops->post_write(r->qp, &head, sizeof(head), 0,
 				       c->peer_block + offsetof(struct rs_shm_slot, head),
-				       c->peer_key, c->peer_id << LEN_BITS);
+				       c->peer_key[0], c->peer_id << ID_SHIFT);
 		if (e == 0)
 			c->told = head;
 		else if (e == -EAGAIN)
@@ -905,4 +1012,253 @@ void rs_remote_credit(struct rs_chan *c)
 	rs_unlock(&r->lock);
 	if (e == -EAGAIN)
 		await_room(r);
+	c->tell_at = next_tell(c);
+}
+
+/* ---- larger rings ---- */
+
+#define REFUSED_WAIT 64u /* times found full until one that was refused is asked for again */
+#define REFUSALS_MAX 10u
+
+void rs_remote_ask(struct rs_chan *c)
+{
+	struct rs_remote *r = c->remote;
+
+	if (c->large != RS_LARGE_NONE || !r->may_grow || !c->open)
+		return;
+	if (c->ask_wait) {
+		c->ask_wait--;
+		return;
+	}
+	c->large = RS_LARGE_WANTED;
+	mark_stream(r->wants, c->id);
+	__atomic_store_n(&r->wanted, true, __ATOMIC_SEQ_CST);
+	rs_bell_ring(1);
+}
+
+void rs_remote_wanted(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg)
+{
+	if (!__atomic_load_n(&r->wanted, __ATOMIC_RELAXED))
+		return;
+	__atomic_store_n(&r->wanted, false, __ATOMIC_SEQ_CST);
+	for (uint32_t i = 0; i < words(r); i++) {
+		uint64_t bits = __atomic_exchange_n(&r->wants[i], 0, __ATOMIC_SEQ_CST);
+
+		for (; bits; bits &= bits - 1)
+			each(arg, i * 64 + (uint32_t)__builtin_ctzll(bits));
+	}
+}
+
+static struct rs_remote_extra *extra_of(const struct rs_remote *r, uint32_t id)
+{
+	struct rs_remote_extra *x = r->extra;
+
+	while (x && x->id != id)
+		x = x->next;
+	return x;
+}
+
+/* The first `n` work requests are complete. */
+static bool complete(struct rs_remote *r, uint32_t n)
+{
+	bool yes;
+
+	rs_lock(&r->lock);
+	yes = !r->qp || !r->ops->pending(r->qp, n);
+	rs_unlock(&r->lock);
+	return yes;
+}
+
+static uint32_t posted_so_far(struct rs_remote *r)
+{
+	uint32_t n;
+
+	rs_lock(&r->lock);
+	n = r->qp ? r->ops->posted(r->qp) : 0;
+	rs_unlock(&r->lock);
+	return n;
+}
+
+int rs_remote_make(struct rs_remote *r, uint32_t id, bool in)
+{
+	struct rs_remote_extra *x = extra_of(r, id);
+	struct rs_rdma_mem m = { 0 };
+	int e;
+
+	if (!r->qp)
+		return -EPIPE;
+	if (!x) {
+		x = calloc(1, sizeof(*x));
+		if (!x)
+			return -ENOMEM;
+		x->id = id;
+		rs_lock(&r->lock);
+		x->next = r->extra;
+		r->extra = x;
+		rs_unlock(&r->lock);
+	}
+	/* What is left of another stream's there must not change any more. */
+	if (!in && x->leaving && !complete(r, x->mark))
+		return -EBUSY;
+	x->leaving &= in;
+	if ((in ? &x->in : &x->out)->addr)
+		return 0;
+	e = map(r, &m, RS_REMOTE_LARGE, in);
+	if (e != 0)
+		return e;
+	rs_lock(&r->lock);
+	*(in ? &x->in : &x->out) = m;
+	rs_unlock(&r->lock);
+	return 0;
+}
+
+/* It is asked for later, or never. */
+static void refused(struct rs_chan *c)
+{
+	c->large = RS_LARGE_NONE;
+	c->ask_wait = REFUSED_WAIT << c->refusals;
+	if (c->refusals < REFUSALS_MAX)
+		c->refusals++;
+}
+
+bool rs_remote_want(struct rs_chan *c, bool made)
+{
+	const struct rs_remote_extra *x = extra_of(c->remote, c->id);
+
+	if (c->large != RS_LARGE_WANTED)
+		return false;
+	if (!made || c->mute || !c->open) {
+		refused(c);
+		return false;
+	}
+	c->tx_ring[1] = x->out.addr;
+	c->lkey[1] = x->out.lkey;
+	c->large = RS_LARGE_ASKED;
+	return true;
+}
+
+void rs_remote_offer(struct rs_chan *c, bool made, struct rs_remote_block *b)
+{
+	const struct rs_remote_extra *x = extra_of(c->remote, c->id);
+
+	*b = (struct rs_remote_block){ 0 };
+	if (!made)
+		return;
+	c->rx_ring[1] = x->in.addr;
+	c->rx_most = RS_REMOTE_RING + RS_REMOTE_LARGE;
+	c->rx_dropped = false;
+	b->addr = (uintptr_t)x->in.addr;
+	b->rkey = x->in.rkey;
+}
+
+bool rs_remote_offered(struct rs_chan *c, const struct rs_remote_block *b)
+{
+	if (c->large != RS_LARGE_ASKED)
+		return false;
+	if (!b->addr) {
+		c->tx_ring[1] = NULL;
+		refused(c);
+		return false;
+	}
+	c->peer_ring[1] = b->addr;
+	c->peer_key[1] = b->rkey;
+	c->large = RS_LARGE_THERE;
+	c->needed = true;
+	c->idle = 0;
+	c->tx_tiers = RS_REMOTE_TIERS;
+	return true;
+}
+
+/* Whether all that the peer wrote into the larger ring was read: then that is over. */
+static void drop_in(struct rs_chan *c)
+{
+	if (!c->rx_dropped || (c->head < c->rx_drop && !RS_FAULT(DROP_UNREAD)))
+		return;
+	c->rx_dropped = false;
+	c->rx_ring[1] = NULL;
+	c->rx_most = RS_REMOTE_RING;
+	c->tell_at = c->head;
+	rs_remote_credit(c);
+}
+
+void rs_remote_dropped(struct rs_chan *c)
+{
+	if (!c->rx_ring[1])
+		return;
+	/* What was written before has landed before this message. */
+	c->rx_dropped = true;
+	c->rx_drop = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
+	drop_in(c);
+}
+
+bool rs_remote_look(struct rs_chan *c)
+{
+	drop_in(c);
+	if (c->large == RS_LARGE_DROPPED) {
+		if (rs_chan_tx_head(c) >= c->tx_drop || RS_FAULT(DROP_UNSENT)) {
+			c->tx_ring[1] = NULL;
+			c->large = RS_LARGE_NONE;
+			c->refusals = 0;
+		}
+		return false;
+	}
+	if (c->large != RS_LARGE_THERE)
+		return false;
+	if (c->needed)
+		c->idle = 0;
+	else if (c->idle < RS_REMOTE_IDLE)
+		c->idle++;
+	c->needed = false;
+	if (!c->idle || !rs_chan_tx_down(c) || c->idle < RS_REMOTE_IDLE)
+		return false;
+	if (c->posted < c->tx_start)
+		return false;
+	c->large = RS_LARGE_DROPPED;
+	c->tx_tiers = 1;
+	c->tx_drop = c->tx_start;
+	return true;
+}
+
+static void drop_mem(struct rs_remote *r, struct rs_rdma_mem *of)
+{
+	struct rs_rdma_mem m = *of;
+
+	rs_lock(&r->lock);
+	memset(of, 0, sizeof(*of));
+	rs_unlock(&r->lock);
+	if (m.mr)
+		r->ops->unmap(&m);
+	give_back(&m);
+}
+
+/* There may be writes that are not complete, of a stream that has ended even such as have not arrived. */
+static bool has_left(struct rs_remote *r, struct rs_remote_extra *x)
+{
+	if (!x->leaving) {
+		x->leaving = true;
+		x->mark = posted_so_far(r);
+	}
+	return complete(r, x->mark) || RS_FAULT(DROP_UNSENT);
+}
+
+void rs_remote_sweep(struct rs_remote *r, uint32_t (*used)(void *arg, uint32_t id), void *arg)
+{
+	struct rs_remote_extra **at = &r->extra, *x;
+
+	while ((x = *at)) {
+		uint32_t uses = used(arg, x->id);
+
+		if (!(uses & RS_USES_IN) && x->in.addr)
+			drop_mem(r, &x->in);
+		if (!(uses & RS_USES_OUT) && x->out.addr && has_left(r, x))
+			drop_mem(r, &x->out);
+		if (x->in.addr || x->out.addr) {
+			at = &x->next;
+			continue;
+		}
+		rs_lock(&r->lock);
+		*at = x->next;
+		rs_unlock(&r->lock);
+		free(x);
+	}
 }

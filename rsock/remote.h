@@ -10,8 +10,18 @@
  * polls the completion queue moves its tail and wakes this process's waiters, as a peer process does
  * on a shm link.
  *
- * A receiver tells its head when half of the ring was consumed, or at once when the sender
- * waits to close.
+ * A receiver tells its head when it has consumed half of the ring (a quarter of a larger one), or at
+ * once when the sender waits to close.
+ *
+ * Larger rings. A stream whose ring is full gets a second pair, a ring over there and staging here, of
+ * RS_REMOTE_LARGE each, if both ends can have the memory: "tier" 1. The sender asks (WANT), the receiver
+ * answers with the place or with none (RING); nobody waits for that. From then on the sender goes from one
+ * to the other at any offset, as on shm; each write says in its immediate data which one it is for, so the
+ * receiver lists the switches in its slot by itself. The sender goes to a ring only when it knows that what it
+ * had written there before was read; so who finds that the sender has gone tells how far it has read, as soon
+ * as that is all that was before. When the larger ring was not needed for some seconds the sender writes no
+ * more into it and says so (DROP), behind its last write on the queue pair. The receiver gives the memory
+ * back when it has read what is in there, the sender when it knows that and its writes are complete.
  *
  * Each write costs both ends the same, whatever its size. A stream of which RS_RDMA_SIGNAL_EVERY small
  * writes or more are on their way keeps further bytes in the staging ring: they go together, when there
@@ -62,6 +72,10 @@
 #define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
 #define RS_REMOTE_SMALL 4096u /* less than so much may wait to become more */
 #define RS_REMOTE_TELL (RS_REMOTE_RING / 2) /* bytes consumed that the sender is told of */
+#define RS_REMOTE_LARGE ((size_t)1 << 20)
+#define RS_REMOTE_LARGE_TELL (RS_REMOTE_LARGE / 4)
+#define RS_REMOTE_LOOK_MS 1000u /* rs_remote_look() while there are larger rings */
+#define RS_REMOTE_IDLE 4u /* such looks after which one that was not needed goes */
 /*
  * Streams get their memory, half a MiB locked for each, in chunks: of 1, 1, 2 and 4, for most links have
  * few streams, then of 8.
@@ -82,6 +96,23 @@ struct rs_remote_block {
 struct rs_remote_chunk {
 	struct rs_rdma_mem in; /* written by the peer */
 	struct rs_rdma_mem out; /* staging */
+};
+
+/* Of one stream: the larger ring into which the peer writes, and the staging for the peer's. */
+struct rs_remote_extra {
+	struct rs_remote_extra *next;
+	uint32_t id;
+	struct rs_rdma_mem in, out;
+	bool leaving; /* no stream uses `out`: it goes */
+	uint32_t mark; /* with the work request of that number */
+};
+
+enum rs_remote_large {
+	RS_LARGE_NONE,
+	RS_LARGE_WANTED, /* the control thread is to ask for it */
+	RS_LARGE_ASKED,
+	RS_LARGE_THERE,
+	RS_LARGE_DROPPED, /* its last bytes are on their way */
 };
 
 struct rs_remote_msg;
@@ -118,6 +149,11 @@ struct rs_remote {
 	uint32_t lease_ms; /* how long it has gone on the last time */
 	struct rs_remote_chunk chunk[RS_REMOTE_CHUNKS];
 	uint64_t stalled[RS_REMOTE_STREAMS / 64]; /* streams that wait for completions */
+	uint64_t wants[RS_REMOTE_STREAMS / 64]; /* streams that are RS_LARGE_WANTED */
+	bool wanted; /* there are such */
+	bool may_grow; /* the peer knows of larger rings */
+	struct rs_remote_extra
+		*extra; /* the list is changed under the lock, by the control thread */
 	uint32_t wake[RS_REMOTE_WAKES]; /* streams with news, id << 1 | rx: for after the lock */
 	uint32_t wakes;
 	bool more; /* a poll has left something */
@@ -145,6 +181,8 @@ void rs_remote_empty(struct rs_remote *r);
 void rs_remote_free(struct rs_remote *r);
 /* Memory for stream `id`, registered if need be. 0; -ENOMEM (also: RLIMIT_MEMLOCK) ... */
 int rs_remote_block(struct rs_remote *r, uint32_t id, struct rs_remote_block *b);
+/* Bytes of rings and staging, of all links. */
+size_t rs_remote_registered(void);
 /* As rs_chan_bind(). */
 bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_t peer_id,
 		    const struct rs_remote_block *peer);
@@ -186,6 +224,35 @@ uint64_t rs_remote_timer(struct rs_remote *r, uint64_t now);
 /* The completion channel is readable: when (ms) to call the timer, 0: never. For the control thread. */
 uint64_t rs_remote_event(struct rs_remote *r);
 bool rs_remote_broken(const struct rs_remote *r);
+
+/* ---- larger rings ---- */
+
+static inline size_t rs_remote_tell(uint8_t tier)
+{
+	return tier ? RS_REMOTE_LARGE_TELL : RS_REMOTE_TELL;
+}
+/* Under the connection's lock, any thread: the ring is full. */
+void rs_remote_ask(struct rs_chan *c);
+/*
+ * The rest is for the control thread. Calls `each` for the streams that want a larger ring. Then: memory
+ * for stream `id`, where the peer writes (`in`) or where we stage. 0; -ENOMEM ...
+ */
+void rs_remote_wanted(struct rs_remote *r, void (*each)(void *arg, uint32_t id), void *arg);
+int rs_remote_make(struct rs_remote *r, uint32_t id, bool in);
+/* Under the connection's lock, as are the next: `made`: there is staging. True: say WANT to the peer. */
+bool rs_remote_want(struct rs_chan *c, bool made);
+/* The peer has said WANT; `made`: there is a ring. What to answer (RING). */
+void rs_remote_offer(struct rs_chan *c, bool made, struct rs_remote_block *b);
+/* The peer has said RING. True: there is room now. */
+bool rs_remote_offered(struct rs_chan *c, const struct rs_remote_block *b);
+/* The peer has said DROP. */
+void rs_remote_dropped(struct rs_chan *c);
+/* Every RS_REMOTE_LOOK_MS, for streams that have larger rings. True: say DROP to the peer. */
+bool rs_remote_look(struct rs_chan *c);
+/* Without it: gives back what is not used; `used` says (RS_USES_*) what a stream still does. */
+#define RS_USES_IN 1u
+#define RS_USES_OUT 2u
+void rs_remote_sweep(struct rs_remote *r, uint32_t (*used)(void *arg, uint32_t id), void *arg);
 
 /* Under the connection's lock: posts what was appended and may travel. */
 void rs_remote_post(struct rs_chan *c);

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "rsock/bell.h"
+#include "rsock/faults.h"
 #include "rsock/remote.h"
 #include "rsock/sys.h"
 
@@ -200,6 +201,9 @@ bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_
 	c->peer_bit = peer_id % RS_SHM_SLOTS;
 	rings(l->mine[seg], id % RS_SHM_SLOTS, c->rx_ring);
 	rings(l->peer[peer_seg], peer_id % RS_SHM_SLOTS, c->tx_ring);
+	memcpy(c->shift, rs_shm_shift, sizeof(c->shift));
+	c->rx_most = TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2);
+	c->tx_tiers = RS_TIERS;
 	return true;
 }
 
@@ -293,20 +297,9 @@ static uint32_t cpu_now(void)
 
 /* ---- ring sizes ---- */
 
-static int tiers(const struct rs_chan *c)
-{
-	return c->remote ? 1 : RS_TIERS;
-}
-
 static size_t size_of(const struct rs_chan *c, int tier)
 {
-	return __builtin_expect(c->remote != NULL, 0) ? RS_REMOTE_RING : TIER_SIZE(tier);
-}
-
-/* The most that can be on its way to a reader. */
-static size_t all_tiers(const struct rs_chan *c)
-{
-	return c->remote ? RS_REMOTE_RING : TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2);
+	return (size_t)1 << c->shift[tier];
 }
 
 /* ---- switches ---- */
@@ -335,6 +328,7 @@ void rs_chan_tx_begin(struct rs_chan *c, uint64_t n)
 	c->tx_start = n;
 	c->tx_tier = 0;
 	c->tx_small = 0;
+	c->tx_full = 0;
 	if (c->remote) {
 		c->posted = n;
 		c->burst = 0;
@@ -357,6 +351,12 @@ uint64_t rs_chan_tx_head(struct rs_chan *c)
 	return c->tx_head;
 }
 
+/* So much the reader may have consumed over RDMA without telling: it knows of a switch by what follows. */
+static uint64_t untold(const struct rs_chan *c)
+{
+	return rs_remote_tell(c->nseg != 0);
+}
+
 uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 {
 	uint32_t rx = __atomic_load_n(&c->peer->rx_limit, __ATOMIC_RELAXED);
@@ -369,8 +369,8 @@ uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 	if (staging && max > MAX_STAGED)
 		max = MAX_STAGED;
 	/* With less in flight than is told of at a time, nothing would be told, and it would stop. */
-	if (c->remote && max < RS_REMOTE_TELL + RS_REMOTE_CUT)
-		max = RS_REMOTE_TELL + RS_REMOTE_CUT;
+	if (c->remote && max < untold(c) + RS_REMOTE_CUT)
+		max = untold(c) + RS_REMOTE_CUT;
 	return max;
 }
 
@@ -393,9 +393,15 @@ static bool at_limit(const struct rs_chan *c)
 	return max && c->tail - c->tx_head >= max;
 }
 
-/* The switch that would be overwritten is one that the reader needs no more. */
+/*
+ * The switch that would be overwritten is one that the reader needs no more. On shm only an empty ring is
+ * left for a smaller one, and the larger is found empty when it is needed again. Over RDMA much is empty
+ * that the sender was not told of: what is in the ring that it left last must have been read.
+ */
 static bool may_switch(const struct rs_chan *c)
 {
+	if (c->remote && c->nseg && c->tx_head < c->tx_start && !RS_FAULT(RING_EARLY))
+		return false;
 	return c->nseg < RS_SEGS || c->tail == c->tx_start ||
 	       c->tx_head >= c->seg[(c->nseg + 1) % RS_SEGS] >> 2;
 }
@@ -407,13 +413,54 @@ static void switch_tier(struct rs_chan *c, uint8_t tier)
 	if (n && c->tail == c->tx_start)
 		n--; /* nothing was written since the last one: it never was */
 	c->seg[n % RS_SEGS] = c->tail << 2 | tier;
-	__atomic_store_n(&c->peer->seg[n % RS_SEGS], c->seg[n % RS_SEGS], __ATOMIC_RELEASE);
 	c->nseg = n + 1;
-	__atomic_store_n(&c->peer->nseg, c->nseg, __ATOMIC_RELEASE);
+	if (!c->remote) { /* else each write says it */
+		__atomic_store_n(&c->peer->seg[n % RS_SEGS], c->seg[n % RS_SEGS], __ATOMIC_RELEASE);
+		__atomic_store_n(&c->peer->nseg, c->nseg, __ATOMIC_RELEASE);
+	}
 	c->tx_start = c->tail;
 	c->tx_tier = tier;
 	c->tx_full = 0;
 	c->tx_small = 0;
+}
+
+uint8_t rs_chan_tx_tier(const struct rs_chan *c, uint64_t at, uint64_t *upto)
+{
+	uint8_t tier = tier_at(c->seg, c->nseg, at, upto);
+
+	if (*upto > c->tail)
+		*upto = c->tail;
+	return tier;
+}
+
+bool rs_chan_tx_down(struct rs_chan *c)
+{
+	if (c->tx_tier == 0)
+		return true;
+	rs_chan_tx_head(c);
+	if (!may_switch(c))
+		return false;
+	switch_tier(c, 0);
+	return true;
+}
+
+/* Over RDMA, as rs_chan_tx_room(): there is no room, or little (`n`) in the large ring. */
+static __attribute__((noinline)) size_t other_ring(struct rs_chan *c, size_t n, bool grow)
+{
+	if (c->tx_tier) {
+		c->needed = true;
+		return n;
+	}
+	if (at_limit(c))
+		return 0;
+	if (c->tx_tiers > 1 && may_switch(c)) {
+		switch_tier(c, 1);
+		c->needed = true;
+		return room(c);
+	}
+	if (grow || ++c->tx_full >= GROW_AFTER)
+		rs_remote_ask(c);
+	return 0;
 }
 
 size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
@@ -424,21 +471,26 @@ size_t rs_chan_tx_room(struct rs_chan *c, bool grow)
 		rs_chan_tx_head(c);
 		n = room(c);
 	}
-	if (n == 0 && c->remote && rs_remote_progress(c->remote)) {
-		rs_chan_tx_head(c);
-		n = room(c);
+	if (c->remote) {
+		if (n == 0 && rs_remote_progress(c->remote)) {
+			rs_chan_tx_head(c);
+			n = room(c);
+		}
+		if (n == 0 || (c->tx_tier && n < size_of(c, c->tx_tier) / 2))
+			n = other_ring(c, n, grow);
+		return n;
 	}
-	if (n == 0 && c->tx_tier + 1 < tiers(c) && may_switch(c) && !at_limit(c)) {
+	if (n == 0 && c->tx_tier + 1 < c->tx_tiers && may_switch(c) && !at_limit(c)) {
 		/* A reader that is slow gets a larger ring; one that stands still, the largest. */
 		if (grow && c->tx_head - c->tx_start < size_of(c, c->tx_tier))
-			switch_tier(c, (uint8_t)(tiers(c) - 1));
+			switch_tier(c, (uint8_t)(c->tx_tiers - 1));
 		else if (grow || ++c->tx_full >= GROW_AFTER)
 			switch_tier(c, (uint8_t)(c->tx_tier + 1));
 		n = room(c);
 	} else if (c->tx_tier > 0 && n > size_of(c, c->tx_tier) / 2) {
 		/* Back to a warmer ring once the large one is found empty often enough. */
 		if (rs_chan_tx_head(c) == c->tail &&
-		    ++c->tx_small >= (c->tx_tier == tiers(c) - 1 ? 1 : SHRINK_AFTER) &&
+		    ++c->tx_small >= (c->tx_tier == c->tx_tiers - 1 ? 1 : SHRINK_AFTER) &&
 		    may_switch(c)) {
 			switch_tier(c, (uint8_t)(c->tx_tier - 1));
 			n = room(c);
@@ -529,11 +581,11 @@ bool rs_chan_tx_writable(struct rs_chan *c)
 	/* While a larger ring can be had, there is room. */
 	used = c->tail - rs_chan_tx_head(c);
 	/* What was consumed over RDMA is told in large steps. */
-	if (max && used > max / 3 * 2 + (c->remote ? RS_REMOTE_TELL : 0))
+	if (max && used > max / 3 * 2 + (c->remote ? untold(c) : 0))
 		return false;
-	if (c->tx_tier + 1 < tiers(c) && may_switch(c))
+	if (c->tx_tier + 1 < c->tx_tiers && may_switch(c))
 		return true;
-	return room(c) > 0 && used <= size_of(c, tiers(c) - 1) / 3 * 2;
+	return room(c) > 0 && used <= size_of(c, c->tx_tiers - 1) / 3 * 2;
 }
 
 bool rs_chan_tx_room_now(const struct rs_chan *c)
@@ -541,7 +593,8 @@ bool rs_chan_tx_room_now(const struct rs_chan *c)
 	uint64_t head = __atomic_load_n(&c->peer->head, __ATOMIC_SEQ_CST);
 
 	/* Another thread may have noted the head since the caller found no room. */
-	return (head > c->tx_head && head <= c->tail) || room(c) > 0;
+	return (head > c->tx_head && head <= c->tail) || room(c) > 0 ||
+	       (c->remote && c->tx_tier + 1 < c->tx_tiers && may_switch(c) && !at_limit(c));
 }
 
 /* ---- receiving ---- */
@@ -552,6 +605,8 @@ void rs_chan_rx_begin(struct rs_chan *c, uint64_t n)
 	__atomic_store_n(&c->mine->head, n, __ATOMIC_RELEASE);
 	if (c->remote) {
 		c->told = n;
+		c->tell_at = n + rs_remote_tell(0);
+		__atomic_store_n(&c->mine->nseg, 0, __ATOMIC_RELEASE);
 		__atomic_store_n(&c->mine->tail, n, __ATOMIC_RELEASE);
 	}
 }
@@ -562,7 +617,7 @@ uint64_t rs_chan_rx_tail(struct rs_chan *c)
 
 	if (c->remote && tail == c->head && rs_remote_progress(c->remote))
 		tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
-	if (tail < c->head || tail - c->head > all_tiers(c)) {
+	if (tail < c->head || tail - c->head > c->rx_most) {
 		c->rx_bad = true;
 		return c->head;
 	}
@@ -573,7 +628,7 @@ uint64_t rs_chan_rx_survived(const struct rs_chan *c, uint64_t off)
 {
 	uint64_t tail = __atomic_load_n(&c->mine->tail, __ATOMIC_ACQUIRE);
 
-	if (tail < off || tail - off > all_tiers(c))
+	if (tail < off || tail - off > c->rx_most)
 		return off;
 	return tail;
 }
@@ -589,12 +644,12 @@ void rs_chan_rx_copy(struct rs_chan *c, uint64_t at, void *buf, size_t len)
 	uint8_t *dst = buf;
 
 	while (len) {
-		uint64_t upto = UINT64_MAX;
-		uint8_t tier = c->remote ? 0 : tier_at(c->mine->seg, count, at, &upto);
+		uint64_t upto;
+		uint8_t tier = tier_at(c->mine->seg, count, at, &upto);
 		size_t n = upto - at < len ? (size_t)(upto - at) : len;
 
 		/* As much as fits one ring, whatever the peer says. */
-		if (tier >= tiers(c) || n > size_of(c, tier)) {
+		if (tier >= RS_TIERS || !c->rx_ring[tier] || n > size_of(c, tier)) {
 			c->rx_bad = true;
 			return;
 		}
@@ -615,7 +670,7 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 	c->head = head;
 	if (c->remote) {
 		__atomic_store_n(&c->mine->head, head, __ATOMIC_RELEASE);
-		if (c->eager || head - c->told >= RS_REMOTE_TELL)
+		if (c->eager || head >= c->tell_at)
 			rs_remote_credit(c);
 		return;
 	}
@@ -627,7 +682,7 @@ void rs_chan_rx_consume(struct rs_chan *c, uint64_t head)
 	/* As the kernel: a waiting sender runs when a third is free. */
 	tier = tier_at(c->mine->seg, __atomic_load_n(&c->mine->nseg, __ATOMIC_ACQUIRE), UINT64_MAX,
 		       &upto);
-	if (tier < tiers(c) &&
+	if (tier < RS_TIERS &&
 	    __atomic_load_n(&c->mine->tail, __ATOMIC_RELAXED) - head > size_of(c, tier) / 3 * 2)
 		return;
 	if (wait)

@@ -77,6 +77,8 @@ struct rs_shm_head {
 	struct rs_shm_slot slot[RS_SHM_SLOTS];
 };
 
+#define RS_REMOTE_TIERS 2u /* over RDMA: the second ring comes and goes (remote.h) */
+
 enum {
 	RS_SLEEP_FUTEX = 1,
 	RS_SLEEP_LEADS = 2, /* on the queue pair's channel (remote.h) */
@@ -105,14 +107,17 @@ struct rs_chan {
 	struct rs_shm_bell *mine_bells;
 	struct rs_shm_bell *peer_bells; /* of the segment of the peer's slot */
 	struct rs_shm_bell *peer_bells0; /* of segment 0: `asleep` and `pending` live there */
-	uint8_t *rx_ring[RS_TIERS];
+	uint8_t *rx_ring[RS_TIERS]; /* NULL: over RDMA, none (yet) */
 	uint8_t *tx_ring[RS_TIERS];
+	uint8_t shift[RS_TIERS]; /* sizes of the rings: powers of 2 */
 	uint32_t peer_bit; /* our stream's slot number in the peer's segment */
 	/* receiving */
 	uint64_t head;
+	size_t rx_most; /* that can be in our rings */
 	bool rx_bad; /* the peer published nonsense */
 	/* sending */
 	uint8_t tx_tier;
+	uint8_t tx_tiers; /* rings that there are */
 	uint16_t tx_small; /* times the ring was found empty: shrink */
 	uint16_t tx_full; /* times it was found full: grow */
 	uint64_t tail;
@@ -125,13 +130,23 @@ struct rs_chan {
 	/* over RDMA, else NULL; the rest is under the connection's lock */
 	struct rs_remote *remote;
 	uint32_t id, peer_id; /* our slot number, the peer's */
-	uint32_t lkey, peer_key;
-	uint64_t peer_block; /* address of the stream's memory over there */
+	uint32_t lkey[RS_REMOTE_TIERS], peer_key[RS_REMOTE_TIERS]; /* of the rings */
+	uint64_t peer_ring[RS_REMOTE_TIERS]; /* where they are over there, */
+	uint64_t peer_block; /* and the page with the words */
 	uint64_t posted; /* on its way to the peer up to here */
 	uint32_t burst; /* small writes that were posted since, and with, */
 	uint32_t burst_mark; /* the work request of that number */
 	bool held; /* the rest waits for completions (remote.h) */
-	uint64_t told; /* the head that the peer was told last */
+	uint64_t told; /* the head that the peer was told last, */
+	uint64_t tell_at; /* and from which on it is told again */
+	uint8_t large; /* enum rs_remote_large: the larger ring for what we send */
+	uint8_t idle; /* looks of the control thread since it was needed, */
+	bool needed; /* and whether it was since the last one */
+	uint8_t refusals; /* how often there was none, */
+	uint32_t ask_wait; /* and how often not to ask again because of that */
+	uint64_t tx_drop; /* what we had in it ends here */
+	bool rx_dropped; /* the peer writes no more into our larger ring: it goes, */
+	uint64_t rx_drop; /* once we have read so far */
 	bool open; /* bytes may travel */
 	bool mute; /* the peer may have forgotten the stream: write nothing to it */
 	bool eager; /* tell the peer of every byte consumed: it waits to close */
@@ -170,6 +185,10 @@ void rs_slot_reset(struct rs_shm_slot *s);
 /* ---- sending: one thread at a time ---- */
 
 void rs_chan_tx_begin(struct rs_chan *c, uint64_t n);
+/* The tier in which byte `at`, not consumed yet, is, and where that part ends (at most the tail). */
+uint8_t rs_chan_tx_tier(const struct rs_chan *c, uint64_t at, uint64_t *upto);
+/* Over RDMA: back to the small ring, if that can be now. True: the channel is there. */
+bool rs_chan_tx_down(struct rs_chan *c);
 /*
  * What buffers of fixed sizes (socket(7): SO_SNDBUF, SO_RCVBUF) would take in all, 0: no such size.
  * Where only one end has one, the other counts with what TCP starts with and grows to, respectively.

@@ -213,7 +213,14 @@ size_t rs_msg_encode(const struct rs_msg *m, uint8_t out[RS_MSG_MAX])
 		put(&c, m->offset, 8);
 		break;
 	case RS_MSG_LEAVE:
+	case RS_MSG_WANT:
+	case RS_MSG_DROP:
 		put(&c, m->id, 4);
+		break;
+	case RS_MSG_RING:
+		put(&c, m->id, 4);
+		put(&c, m->block_key, 4);
+		put(&c, m->block, 8);
 		break;
 	case RS_MSG_BELL:
 	case RS_MSG_SEGMENT:
@@ -301,7 +308,14 @@ int rs_msg_decode(const uint8_t *in, size_t len, struct rs_msg *m)
 		m->offset = get(&c, 8);
 		break;
 	case RS_MSG_LEAVE:
+	case RS_MSG_WANT:
+	case RS_MSG_DROP:
 		m->id = (uint32_t)get(&c, 4);
+		break;
+	case RS_MSG_RING:
+		m->id = (uint32_t)get(&c, 4);
+		m->block_key = (uint32_t)get(&c, 4);
+		m->block = get(&c, 8);
 		break;
 	case RS_MSG_BELL:
 	case RS_MSG_SEGMENT:

@@ -66,6 +66,7 @@ int rs_frame_decode(rs_mac_fn mac, const uint8_t key[RS_KEY_LEN], int dir,
 #define RS_FEATURE_RDMA 0x00000002u
 #define RS_FEATURE_TRIGGER 0x00000004u /* HELLO carries a trigger of bell 0 */
 #define RS_FEATURE_WHERE 0x00000008u /* WHERE and HERE are understood */
+#define RS_FEATURE_RINGS 0x00000010u /* over RDMA: WANT, RING and DROP are */
 
 enum rs_msg_type {
 	RS_MSG_HELLO = 1, /* first message of each end of a link */
@@ -85,6 +86,10 @@ enum rs_msg_type {
 	RS_MSG_SEGMENT = 14, /* carries a memfd: segment number `index` of the sender's slab */
 	RS_MSG_WHERE = 15, /* have you accepted `tuple`? on one host, for a client on another */
 	RS_MSG_HERE = 16, /* the answer to a WHERE: at RDMA port `port` */
+	/* Over RDMA, of the larger ring for what the sender of the first and last of these sends. */
+	RS_MSG_WANT = 17,
+	RS_MSG_RING = 18, /* the answer to WANT: it is at `block`; 0: there is none */
+	RS_MSG_DROP = 19, /* no write to it follows */
 	RS_MSG_COUNT
 };
 
@@ -122,7 +127,8 @@ struct rs_msg {
 	/* CLAIM, WHERE */
 	struct rs_tuple tuple;
 	uint8_t secret[RS_HASH_LEN]; /* CLAIM: hash of it; CLAIM_OK, REVEAL: itself */
-	uint64_t block; /* CLAIM, CLAIM_OK over RDMA: where the sender's memory for it is, */
+	/* CLAIM, CLAIM_OK, RING over RDMA: where the sender's memory for it is, */
+	uint64_t block;
 	uint32_t block_key; /* and its rkey; over shm 0 */
 	/* CLAIM_NO */
 	uint8_t code; /* enum rs_claim_no */

@@ -38,7 +38,7 @@
 struct rs_conn *rs_control_conns;
 
 static struct rs_conn server, client;
-static struct rs_state state; /* of both: nothing happens on them */
+static struct rs_state state[2]; /* of server and client: little happens on them */
 static struct rs_link *link_;
 static int sock; /* the peer's end; -1: over RDMA */
 static uint64_t claims_inode; /* of the descriptor that the last message had with it */
@@ -92,6 +92,11 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	if (sock >= 0)
 		CHECK(claims_inode == (c->server ? client_inode : server_inode));
 	CHECK(c->link && c->id < c->link->slots && c->link->slot[c->id].conn == c);
+	if (sock < 0 &&
+	    !rs_remote_bind(&c->st->ch, c->link->shm.remote, c->id, c->peer_id, &c->peer_block)) {
+		c->plain = true;
+		return;
+	}
 	c->claim = RS_CLAIM_DONE;
 	c->bound = true;
 }
@@ -121,6 +126,11 @@ void rs_conn_put(struct rs_conn *c)
 }
 
 void rs_conn_poke(struct rs_conn *c)
+{
+	(void)c;
+}
+
+void rs_conn_ring(struct rs_conn *c)
 {
 	(void)c;
 }
@@ -401,8 +411,8 @@ static void message(struct fuzz_in *in)
 	int fds[2];
 	size_t len, nfds;
 
-	m.features =
-		sock < 0 ? RS_FEATURE_RDMA : RS_FEATURE_SHM | RS_FEATURE_TRIGGER | RS_FEATURE_WHERE;
+	m.features = sock < 0 ? RS_FEATURE_RDMA | RS_FEATURE_RINGS
+			      : RS_FEATURE_SHM | RS_FEATURE_TRIGGER | RS_FEATURE_WHERE;
 	m.tier_shift[0] = 18;
 	m.id = some_id(in);
 	m.from = some_id(in);
@@ -575,8 +585,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!directory)
 		set_up();
 	before = open_fds();
-	server = (struct rs_conn){ .server = true, .fd = -1, .tuple = tuple, .st = &state };
-	client = (struct rs_conn){ .fd = -1, .tuple = tuple, .st = &state };
+	server = (struct rs_conn){ .server = true, .fd = -1, .tuple = tuple, .st = &state[0] };
+	client = (struct rs_conn){ .fd = -1, .tuple = tuple, .st = &state[1] };
 	server.next = &client;
 	rs_control_conns = &server;
 	claims_inode = 0;

@@ -16,7 +16,8 @@
 #define DEPTH 16u
 #define PEER_BLOCK(s) (((uint64_t)(s) + 1) << 40)
 #define PEER_KEY(s) (77u + (s))
-#define LEN_MASK 0x3ffffu
+#define LEN_MASK 0x1ffffu
+#define LARGE 0x20000u /* of immediate data: in the larger ring */
 
 struct rs_qp {
 	struct fuzz_in *in;
@@ -29,7 +30,8 @@ static struct rs_qp qp;
 static struct rs_remote *remote;
 static struct rs_chan chan[STREAMS];
 static uint8_t *rx_ring[STREAMS], *tx_ring[STREAMS];
-static uint64_t announced[STREAMS]; /* bytes that came, as the peer says */
+static uint64_t announced[STREAMS]; /* bytes that came, as the peer says, */
+static bool elsewhere[STREAMS]; /* perhaps in a ring that there is not */
 
 /* ---- the queue pair ---- */
 
@@ -63,7 +65,7 @@ static int post_write(struct rs_qp *q, const void *from, uint32_t len, uint32_t 
 	if (imm & LEN_MASK) {
 		const uint8_t *p = from;
 
-		CHECK(len == (imm & LEN_MASK) && len <= RS_REMOTE_CUT);
+		CHECK(!(imm & LARGE) && len == (imm & LEN_MASK) && len <= RS_REMOTE_CUT);
 		CHECK(at >= PAGE && at - PAGE + len <= RS_REMOTE_RING);
 		CHECK(p == tx_ring[stream] + (at - PAGE));
 	} else {
@@ -85,6 +87,14 @@ static bool pending(struct rs_qp *q, uint32_t n)
 	return true;
 }
 
+static void announce(uint32_t imm)
+{
+	if (imm >> 18 >= STREAMS)
+		return;
+	announced[imm >> 18] += imm & LEN_MASK;
+	elsewhere[imm >> 18] |= imm & LARGE;
+}
+
 /* What the peer has sent, and what has become of ours. */
 static int poll_cq(struct rs_qp *q, int max, rs_rdma_done_fn fn, void *arg)
 {
@@ -101,15 +111,13 @@ static int poll_cq(struct rs_qp *q, int max, rs_rdma_done_fn fn, void *arg)
 		case 2:
 			d.kind = RS_RDMA_DATA;
 			d.imm = (uint32_t)(what / 8 % (STREAMS + 1)) << 18;
-			d.imm |= (uint32_t)fuzz_wild(q->in, RS_REMOTE_CUT) & LEN_MASK;
-			if (what / 8 % (STREAMS + 1) < STREAMS)
-				announced[what / 8 % (STREAMS + 1)] += d.imm & LEN_MASK;
+			d.imm |= (uint32_t)fuzz_wild(q->in, RS_REMOTE_CUT) & (LEN_MASK | LARGE);
+			announce(d.imm);
 			break;
 		case 3:
 			d.kind = RS_RDMA_DATA;
 			d.imm = (uint32_t)fuzz_int(q->in, 4);
-			if (d.imm >> 18 < STREAMS)
-				announced[d.imm >> 18] += d.imm & LEN_MASK;
+			announce(d.imm);
 			break;
 		case 4: {
 			uint8_t *copy;
@@ -217,6 +225,7 @@ static void bind_stream(struct fuzz_in *in, uint32_t s)
 	rs_chan_rx_begin(c, fuzz_wild(in, 0) >> 1);
 	rs_chan_tx_begin(c, fuzz_wild(in, 0) >> 1);
 	announced[s] = c->head;
+	elsewhere[s] = false;
 	rs_remote_open(c, true);
 }
 
@@ -249,10 +258,12 @@ static void receive(struct fuzz_in *in, uint32_t s)
 		return;
 	buf = malloc(n);
 	rs_chan_rx_copy(c, c->head, buf, n);
-	CHECK(!c->rx_bad);
-	for (size_t i = 0; i < n; i += 61)
+	CHECK(!c->rx_bad || elsewhere[s]);
+	for (size_t i = 0; i < n && !c->rx_bad; i += 61)
 		CHECK(buf[i] == rx_ring[s][(c->head + i) % RS_REMOTE_RING]);
 	free(buf);
+	if (c->rx_bad)
+		return;
 	rs_chan_rx_consume(c, c->head + n);
 }
 
@@ -274,7 +285,8 @@ static void transmit(struct fuzz_in *in, struct rs_chan *c)
 static void again(void *arg, uint32_t id)
 {
 	(void)arg;
-	CHECK(id < STREAMS);
+	if (id >= STREAMS) /* a slot without a stream: the peer writes for any */
+		return;
 	rs_remote_post(&chan[id]);
 	rs_remote_credit(&chan[id]);
 }
@@ -331,7 +343,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			rs_remote_send(remote, message, sizeof(message));
 			break;
 		case 7:
-			if (op / 16 % 4)
+			if (op / 16 % 4 == 1) {
+				/* Answers to what was not asked. */
+				CHECK(!rs_remote_offered(&chan[s],
+							 &(struct rs_remote_block){ 1, 2 }));
+				rs_remote_dropped(&chan[s]);
+			} else if (op / 16 % 4)
 				rs_chan_tx_writable(&chan[s]);
 			else
 				rs_remote_open(&chan[s], op & 128);

@@ -8,8 +8,9 @@
  * it arrives in order, as late as it likes, and is read from the sender's memory only then. Checked all
  * the time: every byte arrives once, in order; nothing is overwritten that has not been read; a stream that was closed posts nothing more; messages come in
  * order; a broken queue pair is noticed; of one stream no more small writes are on their way than are
- * allowed. At the end of each schedule an end that does nothing any more is woken for what it kept back,
- * and everything that was sent must arrive. One violation ends the run with status 1; `--seed` and
+ * allowed; larger rings come and go, and no work request needs memory that has gone. At the end of each
+ * schedule an end that does nothing any more is woken for what it kept back, everything that was sent must
+ * arrive, and larger rings that nobody needs go. One violation ends the run with status 1; `--seed` and
  * `--schedules=1` repeat it.
  */
 #include <getopt.h>
@@ -30,6 +31,9 @@
 #define STEPS 4000
 #define IDLE 400 /* rounds without news after which the link stands still */
 #define SETTLED 20
+#define LEN_MASK 0x1ffffu /* of immediate data */
+#define PHASE 500 /* steps */
+#define REGIONS 128u
 
 struct work {
 	bool message;
@@ -62,11 +66,29 @@ struct end {
 	uint32_t said, heard; /* messages */
 };
 
+/* Of a larger ring: a message that is not one of those that are counted. */
+struct ring_msg {
+	enum { WANT, RING, DROP } type;
+	uint32_t stream;
+	struct rs_remote_block block;
+};
+
+/* Memory that an end's device knows. */
+struct region {
+	const uint8_t *at;
+	size_t len;
+	struct rs_qp *qp;
+};
+
 static struct end end[2];
 static uint64_t seed, state;
 static int schedule;
 static bool slow; /* little arrives: much is on its way */
+static bool big; /* much is sent at a time, */
+static bool calm; /* little is, now */
 static uint32_t kept; /* how often something was kept back, in all schedules */
+static uint32_t came, went; /* larger rings, in all schedules */
+static struct region region[REGIONS];
 
 static uint32_t pick(uint32_t n)
 {
@@ -125,9 +147,9 @@ static int post_write(struct rs_qp *qp, const void *from, uint32_t len, uint32_t
 	(void)lkey;
 	(void)rkey;
 	/* The number is the peer's; both ends use the same here. */
-	if ((imm & 0x3ffff) && e->closed[stream])
+	if ((imm & LEN_MASK) && e->closed[stream])
 		violated("a write after the stream was closed");
-	w.small = (imm & 0x3ffff) && len < RS_REMOTE_SMALL;
+	w.small = (imm & LEN_MASK) && len < RS_REMOTE_SMALL;
 	for (uint32_t i = qp->known; w.small && i != qp->posted; i++)
 		before += qp->sq[i % DEPTH].small && qp->sq[i % DEPTH].imm >> 18 == stream;
 	/* Those before the one that is waited for, that one, and those after it. */
@@ -150,7 +172,6 @@ static bool pending(struct rs_qp *qp, uint32_t n)
 	if ((int32_t)(n - qp->known) <= 0)
 		return false;
 	qp->full = true;
-	kept++;
 	return true;
 }
 
@@ -161,6 +182,15 @@ static void notify(struct rs_qp *qp)
 	qp->armed = false;
 }
 
+static bool known_to(const struct rs_qp *qp, const uint8_t *at, size_t len)
+{
+	for (uint32_t i = 0; i < REGIONS; i++)
+		if (region[i].qp == qp && at >= region[i].at &&
+		    at + len <= region[i].at + region[i].len)
+			return true;
+	return false;
+}
+
 /* The next work request of `qp` arrives at its peer. */
 static bool arrive(struct rs_qp *qp)
 {
@@ -169,6 +199,10 @@ static bool arrive(struct rs_qp *qp)
 	/* The peer has as many receive buffers as we have places: it may be that late. */
 	if (qp->broken || qp->arrived == qp->posted || qp->arrived - qp->peer->polled == DEPTH)
 		return false;
+	if (!w->message && w->from && !known_to(qp, w->from, w->len))
+		violated("a write from memory that is gone");
+	if (!w->message && !known_to(qp->peer, w->to, w->len))
+		violated("a write to memory that is gone");
 	if (!w->message)
 		memcpy(w->to, w->from ? w->from : w->bytes, w->len);
 	qp->arrived++;
@@ -231,15 +265,25 @@ static void nothing_to(struct rs_qp *qp)
 	(void)qp;
 }
 
+/* Larger rings cannot always be had. */
 static int map(struct rs_qp *qp, struct rs_rdma_mem *m, bool remote)
 {
+	uint32_t i = 0;
+
 	(void)remote;
-	m->mr = qp;
+	if (end[1].link.remote && end[1].block[STREAMS - 1].addr && pick(8) == 0)
+		return -ENOMEM;
+	while (region[i].qp)
+		i++;
+	region[i] = (struct region){ m->addr, m->len, qp };
+	m->mr = &region[i];
 	return 0;
 }
 
 static void unmap(struct rs_rdma_mem *m)
 {
+	went += ((struct region *)m->mr)->qp->broken == false;
+	*(struct region *)m->mr = (struct region){ 0 };
 	m->mr = NULL;
 }
 
@@ -273,6 +317,50 @@ static void again(void *arg, uint32_t id)
 	rs_remote_credit(&e->chan[id]);
 }
 
+static void tell(struct end *e, const struct ring_msg *m)
+{
+	if (rs_remote_send(e->remote, (const uint8_t *)m, sizeof(*m)) != 0)
+		violated("a message could not be sent");
+}
+
+static void want(void *arg, uint32_t id)
+{
+	struct end *e = arg;
+	bool made = rs_remote_make(e->remote, id, false) == 0;
+
+	if (rs_remote_want(&e->chan[id], made))
+		tell(e, &(struct ring_msg){ WANT, id, { 0 } });
+}
+
+static void told(struct end *e, const struct ring_msg *m)
+{
+	struct rs_chan *c = &e->chan[m->stream];
+	struct ring_msg answer = { RING, m->stream, { 0 } };
+
+	switch (m->type) {
+	case WANT:
+		rs_remote_offer(c, rs_remote_make(e->remote, m->stream, true) == 0, &answer.block);
+		tell(e, &answer);
+		break;
+	case RING:
+		came += rs_remote_offered(c, &m->block);
+		break;
+	case DROP:
+		rs_remote_dropped(c);
+		break;
+	}
+}
+
+static uint32_t used(void *arg, uint32_t id)
+{
+	struct end *e = arg;
+	struct rs_chan *c = &e->chan[id];
+
+	if (!e->closed[id] && rs_remote_look(c))
+		tell(e, &(struct ring_msg){ DROP, id, { 0 } });
+	return (c->rx_ring[1] ? RS_USES_IN : 0) | (c->tx_ring[1] ? RS_USES_OUT : 0);
+}
+
 /* What the control thread does when it is woken. */
 static void control(struct end *e)
 {
@@ -281,6 +369,13 @@ static void control(struct end *e)
 	size_t len;
 
 	while (rs_remote_receive(e->remote, bytes, &len)) {
+		if (len == sizeof(struct ring_msg)) {
+			struct ring_msg m;
+
+			memcpy(&m, bytes, sizeof(m));
+			told(e, &m);
+			continue;
+		}
 		memcpy(&number, bytes, sizeof(number));
 		if (len != 40 || number != e->heard)
 			violated("message %u in place of %u", number, e->heard);
@@ -289,13 +384,14 @@ static void control(struct end *e)
 	if (e->qp.readable)
 		rs_remote_event(e->remote);
 	rs_remote_retry(e->remote, again, e);
+	rs_remote_wanted(e->remote, want, e);
 }
 
 static void send_some(struct end *e, uint32_t s)
 {
 	struct rs_chan *c = &e->chan[s];
-	size_t room = e->closed[s] ? 0 : rs_chan_tx_room(c, false);
-	uint32_t n = 1 + pick(slow || pick(4) ? 300 : 200000);
+	size_t room = e->closed[s] ? 0 : rs_chan_tx_room(c, pick(2));
+	uint32_t n = 1 + pick(calm || (!big && (slow || pick(4))) ? 300 : 200000);
 	static uint8_t buf[200000];
 
 	if (n > room)
@@ -307,6 +403,7 @@ static void send_some(struct end *e, uint32_t s)
 	rs_chan_tx_copy(c, c->tail, buf, n);
 	e->sent[s] += n;
 	rs_chan_tx_publish(c, c->tail + n);
+	kept += c->held && c->tail - c->posted < RS_REMOTE_SMALL;
 }
 
 static bool receive_some(struct end *e, uint32_t s, bool all)
@@ -325,7 +422,7 @@ static bool receive_some(struct end *e, uint32_t s, bool all)
 	rs_chan_rx_copy(c, c->head, buf, n);
 	for (uint32_t i = 0; i < n; i++)
 		if (buf[i] != byte_at(s, e->got[s] + i))
-			violated("stream %u: a wrong byte at %llu", s,
+			violated("stream %u: a wrong byte (at %llu)", s,
 				 (unsigned long long)(e->got[s] + i));
 	e->got[s] += n;
 	rs_chan_rx_consume(c, c->head + n);
@@ -345,6 +442,7 @@ static void set_up(void)
 {
 	memset(end, 0, sizeof(end));
 	slow = pick(2);
+	big = pick(2);
 	for (int i = 0; i < 2; i++) {
 		end[i].qp.peer = &end[!i].qp;
 		end[i].qp.depth = pick(2) ? SHALLOW : DEPTH;
@@ -353,6 +451,7 @@ static void set_up(void)
 		end[i].link.nmine = 1;
 		end[i].remote = rs_remote_new(&ops, &end[i].qp, &end[i].link, watch);
 		end[i].link.remote = end[i].remote;
+		end[i].remote->may_grow = true;
 		for (uint32_t s = 0; s < STREAMS; s++)
 			if (rs_remote_block(end[i].remote, s, &end[i].block[s]) != 0)
 				violated("no memory");
@@ -386,7 +485,7 @@ static void step(void)
 	struct end *e = &end[pick(2)];
 	uint32_t s = pick(STREAMS);
 
-	switch (pick(9)) {
+	switch (pick(10)) {
 	case 0:
 	case 1:
 		send_some(e, s);
@@ -416,6 +515,11 @@ static void step(void)
 			e->sent[s] = e->chan[s].posted;
 		}
 		break;
+	case 9:
+		/* The control thread may find time for several where little arrives. */
+		for (uint32_t n = pick(calm ? 2 : 6) ? 0 : pick(10); n; n--)
+			rs_remote_sweep(e->remote, used, e);
+		break;
 	}
 }
 
@@ -444,7 +548,7 @@ static void leave_alone(struct end *e)
 		for (uint32_t s = 0; s < STREAMS; s++)
 			while (receive_some(peer, s, true))
 				idle = 0;
-		if (e->qp.readable || e->remote->room)
+		if (e->qp.readable || e->remote->room || e->remote->wanted)
 			control(e);
 	}
 	for (uint32_t s = 0; s < STREAMS; s++)
@@ -478,7 +582,29 @@ static void drain(void)
 
 			if (!end[i].closed[s] && rs_chan_tx_room(c, false) < least)
 				violated("stream %u: credit was lost", s);
+			if (!end[i].closed[s] && !c->tx_tier && c->nseg && c->tail > c->tx_start &&
+			    rs_chan_tx_head(c) < c->tx_start)
+				violated("stream %u: the larger ring is read, and nobody says so",
+					 s);
 		}
+}
+
+/* Nothing is sent for a while: only the rings of streams that were closed may stay. */
+static void idle_rings(void)
+{
+	for (uint32_t n = 0; n < 4 * RS_REMOTE_IDLE; n++)
+		for (int i = 0; i < 2; i++) {
+			rs_remote_sweep(end[i].remote, used, &end[i]);
+			while (arrive(&end[i].qp))
+				;
+			rs_remote_progress(end[!i].remote);
+			control(&end[!i]);
+			rs_remote_progress(end[i].remote);
+		}
+	for (int i = 0; i < 2; i++)
+		for (const struct rs_remote_extra *x = end[i].remote->extra; x; x = x->next)
+			if (!end[0].closed[x->id] && !end[1].closed[x->id])
+				violated("stream %u: a larger ring was not given back", x->id);
 }
 
 static void broken_link(void)
@@ -514,15 +640,19 @@ int main(int argc, char **argv)
 	for (schedule = 1; schedule <= schedules; schedule++, seed++) {
 		state = seed * 0x9e3779b97f4a7c15u + 1;
 		set_up();
-		for (int i = 0; i < STEPS; i++)
+		for (int i = 0; i < STEPS; i++) {
+			calm = i / PHASE % 2;
 			step();
+		}
 		leave_alone(&end[pick(2)]);
 		drain();
+		idle_rings();
 		broken_link();
 		tear_down();
 	}
-	if (schedules >= 10 && !kept) {
-		printf("not ok 1 - nothing was ever kept back\n");
+	if (schedules >= 10 && !(kept && came && went)) {
+		printf("not ok 1 - kept back %u times, %u larger rings came, %u went\n", kept, came,
+		       went);
 		return 1;
 	}
 	printf("ok 1 - %d schedules of the verbs link\n", schedules);

@@ -183,7 +183,14 @@ static struct rs_msg sample(uint8_t type)
 		memset(m.secret, 0x33, sizeof(m.secret));
 		break;
 	case RS_MSG_LEAVE:
+	case RS_MSG_WANT:
+	case RS_MSG_DROP:
 		m.id = 8;
+		break;
+	case RS_MSG_RING:
+		m.id = 8;
+		m.block = 0x7fedcba987651000;
+		m.block_key = 0x01020304;
 		break;
 	case RS_MSG_BELL:
 	case RS_MSG_SEGMENT:

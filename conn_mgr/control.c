@@ -142,8 +142,8 @@ static void drop(struct rs_conn *c)
 	if (c->next)
 		c->next->prev = c->prev;
 	c->listed = false;
-	/* Who was on a link may be asked for again, and then knows why not. */
-	if (!c->attached_at || c->closed)
+	/* Who was on a link may be asked for again until it is closed, and then knows why not. */
+	if (!c->attached_at)
 		rs_accepted_drop(c);
 	rs_claim_drop(c);
 	rs_conn_put(c);

@@ -386,9 +386,10 @@ uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 
 static size_t room(const struct rs_chan *c)
 {
-	uint64_t from = c->tx_head > c->tx_start ? c->tx_head : c->tx_start;
+	uint64_t head = __atomic_load_n(&c->tx_head, __ATOMIC_RELAXED); /* a waiter has no lock */
+	uint64_t from = head > c->tx_start ? head : c->tx_start;
 	size_t free = size_of(c, c->tx_tier) - (size_t)(c->tail - from);
-	uint64_t max = rs_chan_tx_limit(c), used = c->tail - c->tx_head;
+	uint64_t max = rs_chan_tx_limit(c), used = c->tail - head;
 
 	if (__builtin_expect(max != 0, 0) && free > (used < max ? max - used : 0))
 		free = used < max ? (size_t)(max - used) : 0;

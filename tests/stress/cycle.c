@@ -15,7 +15,6 @@
 #define CONNS 3
 #define FAST (1 | 1 << 4)
 #define MOST 100000
-#define BACK_MS 10000 /* for it to be back; a loss costs a pause of milliseconds here */
 
 enum style { BLOCKING, POLLS, LEVEL, EDGE };
 
@@ -126,7 +125,8 @@ static void *flood(void *arg)
 	struct side *s = arg;
 
 	while (!__atomic_load_n(&over, __ATOMIC_SEQ_CST) && send_some(s, rng_size(&s->rng, MOST)))
-		;
+		if (rng_below(&s->rng, 16) == 0) /* who enters has to read in time what TCP holds */
+			usleep(rng_below(&s->rng, 5000));
 	if (rsock_shutdown(s->fd, SHUT_WR) != 0)
 		stress_fail("shutdown: %s", strerror(errno));
 	return NULL;
@@ -181,7 +181,7 @@ static void *meddle(void *arg)
 	struct rng r = rng_new();
 
 	while (!__atomic_load_n(&over, __ATOMIC_SEQ_CST) && !stress_failed()) {
-		uint64_t end = stress_now() + BACK_MS;
+		uint64_t end = stress_now() + STRESS_LONG_MS;
 
 		while ((rsock_fd_path(c->fds[0]) != FAST || rsock_fd_path(c->fds[1]) != FAST) &&
 		       !stress_failed()) {

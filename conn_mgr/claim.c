@@ -25,6 +25,8 @@
  */
 #define REFUSALS (FAR_SOON + 12)
 #define REDIRECTS 8 /* over RDMA, for one connection */
+#define RETURN_MAX_MS \
+	1000u /* between questions about one that has left, and whose peer may not have yet */
 #define CLAIM_MS 10000 /* a claim that nobody decides is given up */
 #define BACKLOG_MS 60000 /* and one of a connection that nobody accepts, */
 #define ACCEPTED_MS 10000 /* or that was accepted, but nobody says by whom */
@@ -191,9 +193,11 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 	}
 	rs_lock(&c->lock);
 	plain = c->plain;
-	if (c->plain || c->closed || c->bound || c->claim != RS_CLAIM_NONE) {
+	if (c->plain || c->closed) {
 		no = RS_CLAIM_REFUSED;
 		reason = c->plain ? c->reason : RS_REASON_CLOSING;
+	} else if (c->claim != RS_CLAIM_NONE && !rs_conn_waits_to_return(c)) {
+		no = RS_CLAIM_NOT_YET; /* the peer has left, and we have not, or not heard of it */
 	} else if (!l->shm.remote && !handle_matches(&ask->tuple, false, handle)) {
 		no = RS_CLAIM_REFUSED;
 		reason = RS_REASON_NO_PROOF;
@@ -226,8 +230,8 @@ void rs_claim_asked(struct rs_link *l, const struct rs_msg *ask, int handle)
 			/* The link's socket is full: let the peer ask again. */
 			rs_link_slot_unused(l, c->id);
 			c->link = NULL;
-			c->claim = RS_CLAIM_NONE;
-			c->window_end = rs_now_ms() + rs_config.window_ms;
+			c->claim = c->returns ? RS_CLAIM_DONE : RS_CLAIM_NONE;
+			c->window_end = c->returns ? 0 : rs_now_ms() + rs_config.window_ms;
 			no = RS_CLAIM_NOT_YET;
 		}
 		if (mine >= 0)
@@ -297,6 +301,10 @@ static uint64_t backoff_ms(const struct rs_conn *c)
 	uint32_t n = c->claim_tries;
 	uint64_t ms;
 
+	if (c->returns) {
+		ms = (uint64_t)10 << (n < 7 ? n : 7);
+		return ms < RETURN_MAX_MS ? ms : RETURN_MAX_MS;
+	}
 	if (n < FAR_SOON || loopback(&c->tuple) || one_address(&c->tuple)) {
 		ms = (uint64_t)1 << (n < 7 ? n : 7);
 		return ms < BACKOFF_MAX_MS ? ms : BACKOFF_MAX_MS;

@@ -133,6 +133,8 @@ void rs_conn_put(struct rs_conn *c)
 {
 	if (__atomic_sub_fetch(&c->refs, 1, __ATOMIC_ACQ_REL) != 0)
 		return;
+	if (c->hashed)
+		rs_accepted_drop(c);
 	rs_row_free(c->row);
 	c->row = NULL;
 	rs_owner_ended(c, false);
@@ -183,7 +185,7 @@ void rs_conn_show(struct rs_conn *c)
 	c->row->reason = path & 15 && path >> 4 ? RS_REASON_NONE : c->reason;
 }
 
-static void speak(struct rs_conn *c, bool kernel)
+void rs_conn_speak(struct rs_conn *c, bool kernel)
 {
 	for (struct rs_watch *w = c->watches; w; w = w->next)
 		w->kernel(w, c, kernel);
@@ -200,7 +202,7 @@ int rs_conn_manage(struct rs_conn *c)
 		return r;
 	c->managed = true;
 	c->watched_tcp = true;
-	speak(c, false);
+	rs_conn_speak(c, false);
 	return 0;
 }
 
@@ -216,12 +218,12 @@ void rs_conn_unwatch_tcp(struct rs_conn *c)
  * Up to which byte of the stream TCP must bring it: to the end that RESUME has told; or, when the peer
  * gave up an entry that had no MARK yet, to that of what it had put into the ring by then.
  */
-static uint64_t owed_by_tcp(const struct rs_conn *c)
+uint64_t rs_conn_owed_by_tcp(const struct rs_conn *c)
 {
 	uint64_t in_ring;
 
 	if (!c->bound)
-		return 0;
+		return c->st->sm.rx_owed;
 	in_ring = c->st->ch.remote ? 0 : rs_chan_rx_told(&c->st->ch);
 	return in_ring > c->st->sm.rx_owed ? in_ring : c->st->sm.rx_owed;
 }
@@ -234,7 +236,7 @@ void rs_conn_become_plain(struct rs_conn *c)
 		return;
 	rs_conn_unwatch_tcp(c);
 	/* An end before that would be a cut (rs_conn_recv() looks). */
-	end = owed_by_tcp(c);
+	end = rs_conn_owed_by_tcp(c);
 	if (end > c->st->sm.rx_off && !c->st->sm.rx_eof)
 		__atomic_store_n(&c->owed, c->st->krx + (end - c->st->sm.rx_off), __ATOMIC_RELAXED);
 	if (c->rd_shut && !c->closed)
@@ -248,7 +250,7 @@ void rs_conn_become_plain(struct rs_conn *c)
 	c->window_end = 0;
 	if (c->managed) {
 		c->managed = false;
-		speak(c, true);
+		rs_conn_speak(c, true);
 	}
 	rs_owner_ended(c, false);
 	if (c->server)

@@ -90,6 +90,7 @@ struct rs_conn {
 	bool tcp_closed; /* by RST, or in both directions: what is sent gets the kernel's error */
 	bool rst_told; /* ECONNRESET of the stream was reported */
 	bool left; /* rs_conn_leave() was called: `reason` is its */
+	bool returns; /* it has left, and may be claimed again */
 	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */
 	bool foreign; /* another process is its owner (owner.h): not to be used before rs_owner_claim() */
 	bool ended; /* other processes have been told that it is TCP's, or was reset */
@@ -158,6 +159,9 @@ struct rs_conn {
 	uint64_t link_dead_at; /* ms: when a lost link counts as dead */
 	uint64_t retry_at; /* ms: try to enter again */
 	uint32_t retries;
+	uint64_t attached_at; /* ms: the last time; 0: never was */
+	uint64_t return_at; /* ms: look for the peer again */
+	uint32_t losses, return_tries; /* in a row */
 	uint8_t secret[RS_HASH_LEN], peer_commit[RS_HASH_LEN];
 	bool listed, watched_tcp;
 	struct rs_conn *next, *prev; /* control thread's list, or, while it is in one, that of: */
@@ -183,6 +187,11 @@ void rs_conns_forget(void);
  */
 void rs_conn_forget_state(struct rs_conn *c, bool reset);
 bool rs_conn_renew_state(struct rs_conn *c);
+/* Under the lock: it has left, and the next attempt to come back has not begun. */
+static inline bool rs_conn_waits_to_return(const struct rs_conn *c)
+{
+	return c->returns && !c->bound && c->claim == RS_CLAIM_DONE;
+}
 /* A reference, unless the connection is gone. */
 bool rs_conn_get(struct rs_conn *c);
 void rs_conn_put(struct rs_conn *c);
@@ -260,6 +269,8 @@ void rs_conn_end_orphan(struct rs_conn *c);
  * has ended, or has brought back all that it will.
  */
 int rs_conn_leave(struct rs_conn *c, enum rs_reason why, bool consumed, uint32_t wait_ms);
+/* Leaves the fast path, to look for it again at once (the connecting side), or when it is claimed. */
+void rs_conn_renew(struct rs_conn *c);
 /* It is about to leave so that what was not consumed comes again: also when the peer leaves first. */
 void rs_conn_hand_over(struct rs_conn *c);
 /* The stream cannot be had in order: RST. */
@@ -302,7 +313,7 @@ void rs_conn_postpone(struct rs_conn *c, uint64_t ms);
 /* Ids, secrets and slots are agreed: may enter now. */
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN]);
 void rs_conn_message(struct rs_conn *c, const struct rs_msg *m);
-/* Plain for good without having been attached. */
+/* Plain for good, if it is not attached; but one that has left tries again, if `why` may pass. */
 void rs_conn_give_up(struct rs_conn *c, enum rs_reason why);
 void rs_conn_ring(struct rs_conn *c);
 /*

@@ -286,6 +286,10 @@ void rs_conn_settle(struct rs_conn *c)
 	    rs_stream_is_raw(&c->st->sm) && !may_have_staged(c)) {
 		if (c->broken)
 			rs_conn_reset_to_kernel(c);
+		if (rs_conn_may_return(c)) {
+			rs_conn_return(c);
+			return;
+		}
 		rs_conn_become_plain(c); /* wakes those who sleep on the slot, while it is ours */
 		rs_conn_detach(c);
 		if (c->yields)
@@ -434,13 +438,23 @@ void rs_conn_take_control(struct rs_conn *c)
 	}
 }
 
-bool rs_conn_tcp_closed(const struct rs_conn *c)
+static bool in_state(const struct rs_conn *c, uint8_t state)
 {
 	struct tcp_info ti = { 0 };
 	socklen_t len = sizeof(ti);
 
 	return rs_sys5(SYS_getsockopt, c->fd, IPPROTO_TCP, TCP_INFO, &ti, &len) == 0 &&
-	       ti.tcpi_state == 7; /* TCP_CLOSE */
+	       ti.tcpi_state == state;
+}
+
+bool rs_conn_tcp_closed(const struct rs_conn *c)
+{
+	return in_state(c, 7); /* TCP_CLOSE */
+}
+
+bool rs_conn_is_established(const struct rs_conn *c)
+{
+	return in_state(c, 1); /* TCP_ESTABLISHED */
 }
 
 bool rs_conn_fin_came(int fd)

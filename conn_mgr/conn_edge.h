@@ -3,7 +3,7 @@
  * conn_edge.h - between the conn*.c: driving the state machine of a connection
  *
  * conn.c keeps connections and tells others about them, conn_enter.c brings them onto the fast path,
- * conn_drive.c obeys the state machine, conn_io.c moves the program's bytes, conn_poll.c answers for
+ * conn_return.c does so again later, conn_drive.c obeys the state machine, conn_io.c moves the program's bytes, conn_poll.c answers for
  * readiness, conn_close.c ends them.
  *
  * All but two of these are called with the connection's lock held. None sleeps or waits for a peer.
@@ -20,8 +20,31 @@ int rs_conn_manage(struct rs_conn *c);
 void rs_conn_unwatch_tcp(struct rs_conn *c);
 /* Kernel TCP for good. */
 void rs_conn_become_plain(struct rs_conn *c);
+/* The kernel's epoll sets begin (false: cease) to speak for the stream. */
+void rs_conn_speak(struct rs_conn *c, bool kernel);
+/* Up to which offset TCP must bring the stream: an end before it is a cut. */
+uint64_t rs_conn_owed_by_tcp(const struct rs_conn *c);
 /* Brings the row of `rsock stat` up to date. */
 void rs_conn_show(struct rs_conn *c);
+
+/* ---- conn_enter.c ---- */
+
+/*
+ * A thread has come out of the kernel's send. Who sends much is there nearly always, and the control thread
+ * would never find it elsewhere: what is due is done now.
+ */
+void rs_conn_not_busy(struct rs_conn *c);
+
+/* ---- conn_return.c ---- */
+
+/* On its way out, with both directions raw: may it come back? */
+bool rs_conn_may_return(struct rs_conn *c);
+/* Then it lets go of its slot, and is a candidate again. */
+void rs_conn_return(struct rs_conn *c);
+/* An attempt to come back has failed. False: it was none, or the last. */
+bool rs_conn_return_later(struct rs_conn *c, enum rs_reason why);
+/* It is time for one. */
+void rs_conn_return_now(struct rs_conn *c, uint64_t now);
 
 /* ---- conn_fast.c ---- */
 
@@ -78,6 +101,8 @@ bool rs_conn_fin_came(int fd);
 void rs_conn_reset_to_kernel(struct rs_conn *c);
 /* The error that the kernel has for the next call, which nobody else gets any more. */
 int rs_conn_kernel_error(const struct rs_conn *c);
+/* Whether neither direction has ended. */
+bool rs_conn_is_established(const struct rs_conn *c);
 /* Lets go of the slot, and wakes who sleeps there. */
 void rs_conn_detach(struct rs_conn *c);
 

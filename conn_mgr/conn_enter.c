@@ -71,6 +71,17 @@ static void try_enter(struct rs_conn *c, uint64_t now)
 	rs_stream_enter(&c->st->sm, now);
 }
 
+void rs_conn_not_busy(struct rs_conn *c)
+{
+	uint64_t now;
+
+	if (!c->bound || !c->retry_at || !rs_stream_can_enter(&c->st->sm))
+		return;
+	now = rs_now_ms();
+	if (now >= c->retry_at)
+		try_enter(c, now);
+}
+
 void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 {
 	struct rs_remote *remote;
@@ -87,6 +98,11 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	}
 	c->claim = RS_CLAIM_DONE;
 	c->window_end = 0;
+	c->attached_at = rs_now_ms();
+	if (c->returns)
+		c->reason = RS_REASON_STARTING;
+	c->returns = false;
+	c->return_tries = 0;
 	__atomic_store_n(&c->bound, true, __ATOMIC_RELAXED);
 	c->st->sm.cfg.ring_survives = !remote;
 	if (remote && remote->qp)
@@ -95,8 +111,7 @@ void rs_conn_attach(struct rs_conn *c, const uint8_t key[RS_KEY_LEN])
 	 * To be late with the proof is final. It comes behind all that TCP has queued in both
 	 * directions, which over a network takes the program seconds to read.
 	 */
-	if (remote)
-		c->st->sm.cfg.enter_ms *= REMOTE_ENTER;
+	c->st->sm.cfg.enter_ms = rs_config.enter_ms * (remote ? REMOTE_ENTER : 1);
 	rs_stream_attach(&c->st->sm, key, c->server);
 	rs_conn_buffers(c);
 	if (rs_conn_manage(c) != 0) {
@@ -144,8 +159,9 @@ out:
 void rs_conn_give_up(struct rs_conn *c, enum rs_reason why)
 {
 	rs_lock(&c->lock);
-	if (!c->plain && !c->bound) {
-		c->reason = (uint8_t)why;
+	if (!c->plain && !c->bound && !rs_conn_return_later(c, why)) {
+		if (!c->returns) /* else the reason is why it left */
+			c->reason = (uint8_t)why;
 		rs_conn_become_plain(c);
 	}
 	rs_conn_unlock(c);
@@ -153,16 +169,17 @@ void rs_conn_give_up(struct rs_conn *c, enum rs_reason why)
 
 uint64_t rs_conn_deadline(const struct rs_conn *c)
 {
-	uint64_t d = 0, t[5];
+	uint64_t d = 0, t[6];
 
 	if (c->plain)
 		return 0;
 	t[0] = c->bound ? rs_stream_deadline(&c->st->sm) : 0;
-	t[1] = c->window_end;
+	t[1] = c->claim == RS_CLAIM_NONE ? c->window_end : 0;
 	t[2] = c->link_dead_at;
 	t[3] = c->bound && rs_stream_can_enter(&c->st->sm) ? c->retry_at : 0;
 	t[4] = c->claim == RS_CLAIM_BACKOFF || c->claim == RS_CLAIM_SENT ? c->claim_at : 0;
-	for (size_t i = 0; i < 5; i++)
+	t[5] = rs_conn_waits_to_return(c) && !c->server ? c->return_at : 0;
+	for (size_t i = 0; i < 6; i++)
 		if (t[i] && (!d || t[i] < d))
 			d = t[i];
 	return d;
@@ -192,8 +209,16 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 		goto out;
 	}
 	if (!c->bound && c->claim == RS_CLAIM_SENT && c->claim_at && now >= c->claim_at) {
-		c->reason = RS_REASON_NO_ROUTE; /* the peer's control thread does not answer */
-		rs_conn_become_plain(c);
+		/* The peer's control thread does not answer. */
+		if (!rs_conn_return_later(c, RS_REASON_NO_ROUTE)) {
+			if (!c->returns)
+				c->reason = RS_REASON_NO_ROUTE;
+			rs_conn_become_plain(c);
+		}
+		goto out;
+	}
+	if (rs_conn_waits_to_return(c) && !c->server && now >= c->return_at) {
+		rs_conn_return_now(c, now);
 		goto out;
 	}
 	if (c->link_dead_at && now >= c->link_dead_at) {

@@ -167,6 +167,9 @@ again:
 				rs_conn_tcp_ended(c);
 				if (c->st->sm.rx == RS_RX_DRAIN)
 					goto again;
+			} else if (c->st->sm.rx_off < c->st->sm.rx_owed) {
+				c->st->sm.rx_owed = 0; /* once */
+				c->err = c->err ? c->err : ECONNRESET;
 			}
 			if (c->err && c->err != EPIPE) /* that is for who sends */
 				return take_error(c);
@@ -627,6 +630,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 				if (r > 0)
 					sent_tcp(c, (size_t)r);
 				rs_waiter_busy(w, false);
+				rs_conn_not_busy(c);
 				rs_conn_ring(c);
 				if (r < 0) {
 					rs_conn_unlock(c);

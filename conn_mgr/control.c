@@ -146,7 +146,9 @@ static void drop(struct rs_conn *c)
 	if (c->next)
 		c->next->prev = c->prev;
 	c->listed = false;
-	rs_accepted_drop(c);
+	/* Who was on a link may be asked for again until it is closed, and then knows why not. */
+	if (!c->attached_at)
+		rs_accepted_drop(c);
 	rs_claim_drop(c);
 	rs_conn_put(c);
 }
@@ -186,7 +188,7 @@ static uint64_t look_at_all(uint64_t now)
 		}
 		over = finished(c);
 		d = rs_conn_deadline(c);
-		waits = c->bound ? c->st->sm.t_enter != 0 : !c->plain;
+		waits = c->bound ? c->st->sm.t_enter != 0 : !c->plain && !c->returns;
 		rs_unlock(&c->lock);
 		if (over) {
 			drop(c);

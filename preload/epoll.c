@@ -505,7 +505,8 @@ void rs_item_kernel_speaks(struct rs_watch *w, struct rs_conn *c, bool speaks)
 			return;
 		}
 		if (it->events & EPOLLONESHOT)
-			RS_SET(it->disarmed, fired_in_kernel(it));
+			/* It may have fired before it was there, where errors are told all the same. */
+			RS_SET(it->disarmed, RS_GET(it->disarmed) || fired_in_kernel(it));
 		/* Whoever finds it in the queue waits for the connection's lock. */
 		RS_SET(it->switched, UINT64_MAX);
 		RS_SET(it->in_kernel, false);

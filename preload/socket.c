@@ -755,7 +755,18 @@ int rsock_fd_leave(int fd)
 
 	if (!c)
 		return 0;
-	r = rs_conn_leave(c, RS_REASON_PARKED, false, 2000);
+	r = rs_conn_leave(c, RS_REASON_CALL, false, 2000);
 	rs_conn_put(c);
 	return r < 0 && r != -EINPROGRESS ? fail(r) : 0;
+}
+
+int rsock_fd_renew(int fd)
+{
+	struct rs_conn *c = rs_file_conn(fd);
+
+	if (!c)
+		return 0;
+	rs_conn_renew(c);
+	rs_conn_put(c);
+	return 0;
 }

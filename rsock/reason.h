@@ -33,7 +33,7 @@
 	X(PEER_LEFT, "peer-left", "the peer left the fast path")                       \
 	X(PEER_CLOSED, "peer-closed", "the peer closed the connection")                \
 	X(CLOSING, "closing", "the connection is being closed")                        \
-	X(PARKED, "parked", "the program asked for TCP")                               \
+	X(PARKED, "parked", "the fast path was given up for a while")                  \
 	X(VERSION, "version", "the peer speaks another version of the protocol")       \
 	X(PROTOCOL, "protocol", "the peer broke the protocol")                         \
 	X(KEY, "key", "the cluster key is missing, unreadable or not the peer's")      \

@@ -337,28 +337,25 @@ bool rs_remote_bind(struct rs_chan *c, struct rs_remote *r, uint32_t id, uint32_
 	struct rs_remote_chunk *k = &r->chunk[chunk_of(id, &at, &n)];
 	uint8_t *block = (uint8_t *)k->in.addr + at * BLOCK;
 	struct rs_shm_link *l = r->link;
+	struct rs_chan to = { .link = l, .remote = r, .id = id, .peer_id = peer_id };
 
 	if (id / RS_SHM_SLOTS >= l->nmine || !k->out.addr || peer_id >= RS_REMOTE_STREAMS)
 		return false;
-	memset(c, 0, sizeof(*c));
-	c->link = l;
-	c->remote = r;
-	c->id = id;
-	c->peer_id = peer_id;
-	c->lkey[0] = k->out.lkey;
-	c->peer_block = peer->addr;
-	c->peer_ring[0] = peer->addr + PAGE;
-	c->peer_key[0] = peer->rkey;
-	c->mine = &l->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
-	c->peer = (struct rs_shm_slot *)(void *)block;
-	memset(c->peer, 0, sizeof(*c->peer));
-	c->mine_bells = l->mine[id / RS_SHM_SLOTS]->bells;
-	c->rx_ring[0] = block + PAGE;
-	c->tx_ring[0] = (uint8_t *)k->out.addr + at * RS_REMOTE_RING;
-	c->shift[0] = (uint8_t)__builtin_ctzll(RS_REMOTE_RING);
-	c->shift[1] = (uint8_t)__builtin_ctzll(RS_REMOTE_LARGE);
-	c->rx_most = RS_REMOTE_RING;
-	c->tx_tiers = 1;
+	to.lkey[0] = k->out.lkey;
+	to.peer_block = peer->addr;
+	to.peer_ring[0] = peer->addr + PAGE;
+	to.peer_key[0] = peer->rkey;
+	to.mine = &l->mine[id / RS_SHM_SLOTS]->slot[id % RS_SHM_SLOTS];
+	to.peer = (struct rs_shm_slot *)(void *)block;
+	memset(to.peer, 0, sizeof(*to.peer));
+	to.mine_bells = l->mine[id / RS_SHM_SLOTS]->bells;
+	to.rx_ring[0] = block + PAGE;
+	to.tx_ring[0] = (uint8_t *)k->out.addr + at * RS_REMOTE_RING;
+	to.shift[0] = (uint8_t)__builtin_ctzll(RS_REMOTE_RING);
+	to.shift[1] = (uint8_t)__builtin_ctzll(RS_REMOTE_LARGE);
+	to.rx_most = RS_REMOTE_RING;
+	to.tx_tiers = 1;
+	rs_chan_set(c, &to);
 	return true;
 }
 

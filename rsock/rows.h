@@ -16,7 +16,7 @@ struct rs_stats_row *rs_row_new(int fd, bool server);
 void rs_row_free(struct rs_stats_row *r);
 void rs_row_address(struct rs_stats_row *r, uint8_t family, const struct rs_stats_addr *local,
 		    const struct rs_stats_addr *peer);
-/* The RDMA device; called at most once for a row. */
+/* The RDMA device that it goes by, or went by last. */
 void rs_row_device(struct rs_stats_row *r, const char *name);
 /* This thread is in a function of this module, which a signal handler has interrupted. */
 bool rs_rows_locked(void);

@@ -91,6 +91,11 @@ FILE *rsock_fdopen(int fd, const char *mode);
 int rsock_fd_path(int fd);
 /* Moves a connection back to TCP, for good. 0, or -1 with errno ETIMEDOUT. */
 int rsock_fd_leave(int fd);
+/*
+ * Starts to move a connection back to TCP, from where it comes back by itself: at once when the connecting
+ * end does this, else when that end looks for us again. 0.
+ */
+int rsock_fd_renew(int fd);
 
 #pragma GCC visibility pop
 

@@ -185,25 +185,35 @@ static void rings(struct rs_shm_head *h, uint32_t slot, uint8_t *ring[RS_TIERS])
 	}
 }
 
+__attribute__((no_sanitize("thread"))) void rs_chan_set(struct rs_chan *c, const struct rs_chan *to)
+{
+	const uint64_t *from = (const uint64_t *)(const void *)to;
+	uint64_t *word = (uint64_t *)(void *)c;
+
+	_Static_assert(sizeof(*c) % sizeof(*word) == 0, "struct rs_chan is words");
+	for (size_t i = 0; i < sizeof(*c) / sizeof(*word); i++)
+		__atomic_store_n(&word[i], from[i], __ATOMIC_RELAXED);
+}
+
 bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id)
 {
 	uint32_t seg = id / RS_SHM_SLOTS, peer_seg = peer_id / RS_SHM_SLOTS;
+	struct rs_chan to = { .link = l };
 
 	if (seg >= l->nmine || peer_seg >= l->npeer)
 		return false;
-	memset(c, 0, sizeof(*c));
-	c->link = l;
-	c->mine = &l->mine[seg]->slot[id % RS_SHM_SLOTS];
-	c->peer = &l->peer[peer_seg]->slot[peer_id % RS_SHM_SLOTS];
-	c->mine_bells = l->mine[seg]->bells;
-	c->peer_bells = l->peer[peer_seg]->bells;
-	c->peer_bells0 = l->peer[0]->bells;
-	c->peer_bit = peer_id % RS_SHM_SLOTS;
-	rings(l->mine[seg], id % RS_SHM_SLOTS, c->rx_ring);
-	rings(l->peer[peer_seg], peer_id % RS_SHM_SLOTS, c->tx_ring);
-	memcpy(c->shift, rs_shm_shift, sizeof(c->shift));
-	c->rx_most = TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2);
-	c->tx_tiers = RS_TIERS;
+	to.mine = &l->mine[seg]->slot[id % RS_SHM_SLOTS];
+	to.peer = &l->peer[peer_seg]->slot[peer_id % RS_SHM_SLOTS];
+	to.mine_bells = l->mine[seg]->bells;
+	to.peer_bells = l->peer[peer_seg]->bells;
+	to.peer_bells0 = l->peer[0]->bells;
+	to.peer_bit = peer_id % RS_SHM_SLOTS;
+	rings(l->mine[seg], id % RS_SHM_SLOTS, to.rx_ring);
+	rings(l->peer[peer_seg], peer_id % RS_SHM_SLOTS, to.tx_ring);
+	memcpy(to.shift, rs_shm_shift, sizeof(to.shift));
+	to.rx_most = TIER_SIZE(0) + TIER_SIZE(1) + TIER_SIZE(2);
+	to.tx_tiers = RS_TIERS;
+	rs_chan_set(c, &to);
 	return true;
 }
 
@@ -347,7 +357,7 @@ uint64_t rs_chan_tx_head(struct rs_chan *c)
 
 	/* An old or a lying head must not make us overwrite what we have still to keep. */
 	if (head > c->tx_head && head <= c->tail)
-		c->tx_head = head;
+		__atomic_store_n(&c->tx_head, head, __ATOMIC_RELAXED);
 	return c->tx_head;
 }
 
@@ -376,9 +386,10 @@ uint64_t rs_chan_tx_limit(const struct rs_chan *c)
 
 static size_t room(const struct rs_chan *c)
 {
-	uint64_t from = c->tx_head > c->tx_start ? c->tx_head : c->tx_start;
+	uint64_t head = __atomic_load_n(&c->tx_head, __ATOMIC_RELAXED); /* a waiter has no lock */
+	uint64_t from = head > c->tx_start ? head : c->tx_start;
 	size_t free = size_of(c, c->tx_tier) - (size_t)(c->tail - from);
-	uint64_t max = rs_chan_tx_limit(c), used = c->tail - c->tx_head;
+	uint64_t max = rs_chan_tx_limit(c), used = c->tail - head;
 
 	if (__builtin_expect(max != 0, 0) && free > (used < max ? max - used : 0))
 		free = used < max ? (size_t)(max - used) : 0;
@@ -593,7 +604,7 @@ bool rs_chan_tx_room_now(const struct rs_chan *c)
 	uint64_t head = __atomic_load_n(&c->peer->head, __ATOMIC_SEQ_CST);
 
 	/* Another thread may have noted the head since the caller found no room. */
-	return (head > c->tx_head && head <= c->tail) || room(c) > 0 ||
+	return (head > __atomic_load_n(&c->tx_head, __ATOMIC_RELAXED) && head <= c->tail) || room(c) > 0 ||
 	       (c->remote && c->tx_tier + 1 < c->tx_tiers && may_switch(c) && !at_limit(c));
 }
 

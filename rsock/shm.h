@@ -167,6 +167,11 @@ void rs_shm_unmap(struct rs_shm_head *head);
 void rs_shm_inherit(struct rs_shm_head *head);
 void rs_shm_disinherit(struct rs_shm_head *head);
 
+/*
+ * Makes `c` another channel. Threads that are about to wait may still read it without a lock, and see of each
+ * word the old or the new value: the old slot is there until they have looked for news.
+ */
+void rs_chan_set(struct rs_chan *c, const struct rs_chan *to);
 /* Binds a channel to slot `id` of mine and `peer_id` of the peer's. false: no such segment. */
 bool rs_chan_bind(struct rs_chan *c, struct rs_shm_link *l, uint32_t id, uint32_t peer_id);
 /* Slots and bells in private memory, for links whose data come in otherwise. NULL: out of memory. */

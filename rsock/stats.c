@@ -118,6 +118,7 @@ void rs_row_device(struct rs_stats_row *r, const char *name)
 	if (!r)
 		return;
 	__atomic_store_n(&r->gen, r->gen + 1, __ATOMIC_SEQ_CST);
+	memset(r->device, 0, sizeof(r->device));
 	memcpy(r->device, name, len);
 	__atomic_store_n(&r->gen, r->gen + 1, __ATOMIC_RELEASE);
 }

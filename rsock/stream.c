@@ -897,8 +897,9 @@ void rs_stream_leave(struct rs_stream *s, uint8_t why, bool handover)
 		return;
 	if (handover)
 		s->handover = true;
-	/* When both leave a dead link, the peer's RESUME is not the reason. */
-	if (why != RS_REASON_PEER_LEFT || s->why != RS_REASON_LINK_LOST)
+	/* When both leave a dead link, or we have asked for it, the peer's RESUME is not the reason. */
+	if (why != RS_REASON_PEER_LEFT ||
+	    (s->why != RS_REASON_LINK_LOST && s->why != RS_REASON_PARKED))
 		s->why = why;
 	tx_leave(s);
 	if (handover)

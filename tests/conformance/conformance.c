@@ -5,7 +5,7 @@
  *	conformance [--two] [--peer-preload LIB|none] [--jobs N] [--timeout S] [--filter REGEX] [NAME ...]
  *	conformance --list
  *
- * Environment: CONF_STATE before|while|entered|left, CONF_ROLE client|server, CONF_FAMILY 4|6.
+ * Environment: CONF_STATE before|while|entered|left|again, CONF_ROLE client|server, CONF_FAMILY 4|6.
  * Every case runs in a process of its own; one that does not end in time is killed with all its
  * helpers and prints TIMEOUT.
  */
@@ -189,12 +189,12 @@ static bool named(const char *name, char **list, const regex_t *re)
 
 static void env(void)
 {
-	static const char *const names[] = { "before", "while", "entered", "left" };
+	static const char *const names[] = { "before", "while", "entered", "left", "again" };
 	const char *s = getenv("CONF_STATE");
 
 	if (s) {
 		for (unsigned int i = 0;; i++) {
-			if (i == 4) {
+			if (i == sizeof(names) / sizeof(names[0])) {
 				fprintf(stderr, "conformance: CONF_STATE=%s?\n", s);
 				exit(2);
 			}

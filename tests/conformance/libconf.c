@@ -23,6 +23,7 @@ volatile size_t conf_max = (size_t)-1;
 /* exported by the preload only */
 static int (*fd_path)(int);
 static int (*fd_leave)(int);
+static int (*fd_renew)(int);
 
 /* ------------------------------------------------------------------ printing */
 
@@ -978,6 +979,12 @@ void conf_settle(struct conn *k)
 			fd_leave(k->fd);
 		warm_up(k, false);
 		break;
+	case STATE_AGAIN:
+		warm_up(k, true);
+		if (fd_renew)
+			fd_renew(k->fd);
+		warm_up(k, true);
+		break;
 	}
 	close_listeners();
 }
@@ -1016,6 +1023,8 @@ void conf_find_hooks(void)
 	memcpy(&fd_path, &p, sizeof(p));
 	p = find("rsock_fd_leave");
 	memcpy(&fd_leave, &p, sizeof(p));
+	p = find("rsock_fd_renew");
+	memcpy(&fd_renew, &p, sizeof(p));
 }
 
 void conf_setup(enum conf_state st, struct conf_text *text, int chan)

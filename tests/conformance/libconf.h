@@ -10,6 +10,7 @@ enum conf_state {
 	STATE_WHILE,
 	STATE_ENTERED,
 	STATE_LEFT,
+	STATE_AGAIN, /* left, and entered again */
 };
 
 /* where a case prints: shared memory, so that a killed case keeps what it said */

@@ -200,6 +200,66 @@ def case_RDMA_blocked_in_the_middle(lab):
         a.unblock_roce()
 
 
+ASK = """
+import socket, sys, time
+role, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+unit = bytes(range(256)) * 16
+if role == "client":
+    s = socket.create_connection((address, port))
+    while True:
+        s.sendall(unit)
+        got = b""
+        while len(got) < len(unit):
+            data = s.recv(65536)
+            if not data:
+                sys.exit("end of file")
+            got += data
+        if got != unit:
+            sys.exit("wrong bytes")
+        time.sleep(0.001)
+listener = socket.create_server((address, port))
+s = listener.accept()[0]
+while data := s.recv(65536):
+    s.sendall(data)
+"""
+
+
+@needs(timeout=150)
+def case_RDMA_comes_back(lab):
+    """Each time that RDMA is blocked for some seconds: to TCP, and back by itself."""
+    a, b = lab.hosts
+    for host in lab.hosts:
+        host.put("/tmp/ask.py", ASK)
+    server = b.spawn([*RSOCK, "python3", "/tmp/ask.py", "server", b.ip, str(PORT)])
+    server.wait_listening(PORT)
+    client = a.spawn([*RSOCK, "python3", "/tmp/ask.py", "client", b.ip, str(PORT)])
+
+    def wait_path(path, seconds):
+        """Both ends, both directions, while bytes move."""
+        end = clock.now() + seconds
+        while True:
+            seen = [(r["tx_path"], r["rx_path"], r["reason"]) for e in lab.hosts
+                    for r in rows(e)]
+            if len(seen) == 2 and all(s[:2] == (path, path) for s in seen):
+                return seen
+            check(client.running() and server.running(), client.story() + server.story())
+            check(clock.now() < end, "not on %s: %s" % (path, seen))
+            time.sleep(0.1)
+
+    wait_path("rdma", 20)
+    for _ in range(3):
+        a.block_roce()
+        for _, _, reason in wait_path("tcp", 10):
+            check(reason in ("link-lost", "peer-left"), reason)
+        before = rows(a)[0]["tx_bytes"]
+        time.sleep(2)
+        check(rows(a)[0]["tx_bytes"] > before, "nothing moves")
+        a.unblock_roce()
+        wait_path("rdma", 40)
+    check(rows(a)[0]["enters"] >= 8, "%s" % rows(a))
+    client.kill()
+
+
 def case_RDMA_out_for_a_moment(lab):
     """As when a host gets no CPU, or a switch converges: it passes, and the stream is where it was."""
     a, _ = lab.hosts

@@ -1012,6 +1012,17 @@ void rs_remote_credit(struct rs_chan *c)
 	c->tell_at = next_tell(c);
 }
 
+void rs_remote_credit_now(struct rs_chan *c)
+{
+	bool eager = c->eager;
+
+	if (c->head - c->told < RS_REMOTE_LITTLE)
+		return;
+	c->eager = true;
+	rs_remote_credit(c);
+	c->eager = eager;
+}
+
 /* ---- larger rings ---- */
 
 #define REFUSED_WAIT 64u /* times found full until one that was refused is asked for again */

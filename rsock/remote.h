@@ -11,7 +11,7 @@
  * on a shm link.
  *
  * A receiver tells its head when it has consumed half of the ring (a quarter of a larger one), or at
- * once when the sender waits to close.
+ * once when the sender waits to close, and before it waits for room itself.
  *
  * Larger rings. A stream whose ring is full gets a second pair, a ring over there and staging here, of
  * RS_REMOTE_LARGE each, if both ends can have the memory: "tier" 1. The sender asks (WANT), the receiver
@@ -72,6 +72,7 @@
 #define RS_REMOTE_CUT ((uint32_t)64 << 10) /* streams take turns on the wire */
 #define RS_REMOTE_SMALL 4096u /* less than so much may wait to become more */
 #define RS_REMOTE_TELL (RS_REMOTE_RING / 2) /* bytes consumed that the sender is told of */
+#define RS_REMOTE_LITTLE (RS_REMOTE_RING / 16) /* fewer it need not know of */
 #define RS_REMOTE_LARGE ((size_t)1 << 20)
 #define RS_REMOTE_LARGE_TELL (RS_REMOTE_LARGE / 4)
 #define RS_REMOTE_LOOK_MS 1000u /* rs_remote_look() while there are larger rings */
@@ -260,5 +261,7 @@ void rs_remote_post(struct rs_chan *c);
 void rs_remote_open(struct rs_chan *c, bool open);
 /* Tells the peer how far we have consumed, when that is worth it. */
 void rs_remote_credit(struct rs_chan *c);
+/* Before a sleep for room: the peer may be waiting for the same, and its room is what we have consumed. */
+void rs_remote_credit_now(struct rs_chan *c);
 
 #endif

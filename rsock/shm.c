@@ -604,7 +604,8 @@ bool rs_chan_tx_room_now(const struct rs_chan *c)
 	uint64_t head = __atomic_load_n(&c->peer->head, __ATOMIC_SEQ_CST);
 
 	/* Another thread may have noted the head since the caller found no room. */
-	return (head > __atomic_load_n(&c->tx_head, __ATOMIC_RELAXED) && head <= c->tail) || room(c) > 0 ||
+	return (head > __atomic_load_n(&c->tx_head, __ATOMIC_RELAXED) && head <= c->tail) ||
+	       room(c) > 0 ||
 	       (c->remote && c->tx_tier + 1 < c->tx_tiers && may_switch(c) && !at_limit(c));
 }
 

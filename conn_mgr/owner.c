@@ -449,7 +449,7 @@ static void forget_owners(void)
 {
 	rs_links_unmap_inherited();
 	rs_states_unmap_inherited();
-	rs_owner_unwatched = false;
+	__atomic_store_n(&rs_owner_unwatched, false, __ATOMIC_RELAXED);
 	while (owners) {
 		owners--;
 		if (watched)

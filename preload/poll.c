@@ -388,7 +388,8 @@ static bool select_has_stream(int n, const fd_set *r, const fd_set *w, const fd_
 		if (rs_file_kind(word) == RS_KIND_EPOLL)
 			return true;
 		if (rs_file_kind(word) == RS_KIND_CONN &&
-		    !((struct rs_conn *)rs_file_pointer(word))->plain)
+		    !__atomic_load_n(&((struct rs_conn *)rs_file_pointer(word))->plain,
+				     __ATOMIC_ACQUIRE))
 			return true;
 	}
 	return false;

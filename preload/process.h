@@ -29,7 +29,7 @@ void rs_process_stays(void);
 
 static inline void rs_process_waits(void)
 {
-	if (__builtin_expect(rs_owner_unwatched, 0))
+	if (__builtin_expect(__atomic_load_n(&rs_owner_unwatched, __ATOMIC_RELAXED), 0))
 		rs_process_stays();
 }
 

@@ -540,7 +540,8 @@ int rsock_connect(int fd, const struct sockaddr *addr, socklen_t len)
 		struct rs_conn *c = rs_file_pointer(word);
 		int e = errno;
 
-		if (c->claim == RS_CLAIM_NONE && !c->server && !c->plain)
+		if (c->claim == RS_CLAIM_NONE && !c->server &&
+		    !__atomic_load_n(&c->plain, __ATOMIC_ACQUIRE))
 			look_for_peer(c, fd, addr);
 		errno = r == 0 ? saved : e;
 	}

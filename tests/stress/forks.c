@@ -23,15 +23,6 @@
 static int listener;
 static uint16_t port;
 
-#ifdef __SANITIZE_THREAD__
-/* An owner has a thread, and is a child of a process that has some. */
-extern const char *__tsan_default_options(void);
-__attribute__((visibility("default"))) const char *__tsan_default_options(void)
-{
-	return "die_after_fork=0";
-}
-#endif
-
 static int reap(pid_t pid)
 {
 	int w = 0;

@@ -17,6 +17,15 @@
 #include "preload/process.h"
 #include "rsock/rsock.h"
 
+#ifdef __SANITIZE_THREAD__
+/* Each process here has threads, and its children start a control thread of their own. */
+extern const char *__tsan_default_options(void);
+__attribute__((visibility("default"))) const char *__tsan_default_options(void)
+{
+	return "die_after_fork=0";
+}
+#endif
+
 #define MAX_IO ((size_t)96 << 10)
 
 static int point, failures;

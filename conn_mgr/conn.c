@@ -101,7 +101,7 @@ struct rs_conn *rs_conn_new(int fd, bool server)
 	c->fd = fd;
 	c->server = server;
 	c->reason = RS_REASON_STARTING;
-	c->spin = rs_config.spin_us;
+	c->spin = (struct rs_spin){ 0 };
 	init_state(c);
 	c->born = rs_now_ms();
 	c->row = rs_row_new(fd, server);

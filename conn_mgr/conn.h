@@ -22,6 +22,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "conn_mgr/spin.h"
 #include "conn_mgr/state.h"
 #include "rsock/lock.h"
 #include "rsock/reason.h"
@@ -124,7 +125,7 @@ struct rs_conn {
 	uint64_t owed;
 	struct rs_stats_row *row;
 	/* spinning, for the threads that wait on this connection */
-	uint32_t spin;
+	struct rs_spin spin;
 
 	/* owned by the control thread, or by whoever holds the lock before it is listed */
 	struct rs_link *link;

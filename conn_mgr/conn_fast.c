@@ -79,6 +79,7 @@ ssize_t rs_conn_send_fast(struct rs_conn *c, struct rs_conn_found found, const v
 		memcpy(ch->tx_ring[ch->tx_tier] + (ch->tail & (size - 1)), buf, n);
 		rs_chan_tx_publish(ch, ch->tail + n);
 		rs_tx_ring(&st->sm, n);
+		rs_asked = true;
 		if (c->row) {
 			c->row->tx_bytes = st->sm.tx_off;
 			c->row->tx_fast_bytes += n;

@@ -673,6 +673,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			rs_waiter_enter(w, false);
 		if (r == -EAGAIN || (r >= 0 && (size_t)r < want - done))
 			rs_conn_untell(c, POLLOUT | POLLWRNORM);
+		rs_asked = how != RS_WAIT_ROOM;
 		if (how == RS_WAIT_ROOM && c->st->ch.remote)
 			rs_remote_credit_now(&c->st->ch);
 		rs_conn_unlock(c);

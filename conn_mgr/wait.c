@@ -16,11 +16,6 @@
 #include "rsock/config.h"
 #include "rsock/sys.h"
 
-/*
- * A round trip over RDMA takes longer than one through memory, and to sleep costs more: to arm the
- * completion queue, its event, the control thread. So that much longer is it worth to spin.
- */
-#define REMOTE_SPIN 20u
 /* The kernel's part of a software device may need this very CPU. */
 #define YIELD_EVERY 16u
 
@@ -265,25 +260,10 @@ bool rs_peer_needs_cpu(const struct rs_conn *c)
 		       (uint32_t)sched_getcpu() + 1;
 }
 
-uint32_t rs_spin_us(const struct rs_conn *c)
+bool rs_may_spin(const struct rs_conn *c)
 {
-	if (!rs_config.spin_us || !__atomic_load_n(&c->bound, __ATOMIC_RELAXED) ||
-	    rs_peer_needs_cpu(c))
-		return 0;
-	return __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
-}
-
-uint32_t rs_spin_most(bool remote)
-{
-	return remote ? rs_config.spin_us * REMOTE_SPIN : rs_config.spin_us;
-}
-
-uint32_t rs_spin_next(uint32_t spin, uint64_t ticks, uint32_t most)
-{
-	/* Twice: when both ends sleep, each waits for the other's wake-up as well. */
-	if (ticks < 2 * (uint64_t)most * rs_ticks_per_us())
-		return spin * 4 + 2 < most ? spin * 4 + 2 : most;
-	return spin / 2 > 1 ? spin / 2 : 1;
+	return rs_config.spin_us && __atomic_load_n(&c->bound, __ATOMIC_RELAXED) &&
+	       !rs_peer_needs_cpu(c);
 }
 
 /* The three ways to sleep, as cancellation points. */
@@ -521,21 +501,21 @@ static int sleep_in_ring(struct rs_waiter *w)
 static int wait_ring(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
-	uint32_t spin, most = rs_spin_most(c->st->ch.remote != NULL);
+	bool remote = c->st->ch.remote != NULL;
 	uint64_t start;
 	int r;
 
-	if (!most)
+	if (!rs_config.spin_us)
 		return sleep_in_ring(w);
 	start = rs_ticks();
-	spin = rs_spin_us(c);
-	if (spin && spin_ring(w, start + spin * rs_ticks_per_us())) {
+	if (rs_may_spin(c) &&
+	    spin_ring(w, start + rs_spin_us(&c->spin, remote) * rs_ticks_per_us())) {
 		__atomic_store_n(&c->sleeps, false, __ATOMIC_RELAXED);
+		rs_spin_waited(&c->spin, remote, 0);
 		return 0;
 	}
 	r = sleep_in_ring(w);
-	spin = __atomic_load_n(&c->spin, __ATOMIC_RELAXED);
-	__atomic_store_n(&c->spin, rs_spin_next(spin, rs_ticks() - start, most), __ATOMIC_RELAXED);
+	rs_spin_waited(&c->spin, remote, rs_ticks() - start);
 	return r;
 }
 
@@ -590,7 +570,7 @@ bool rs_spin_room(struct rs_waiter *w)
 {
 	struct rs_conn *c = w->c;
 	uint64_t head = __atomic_load_n(&c->st->ch.peer->head, __ATOMIC_ACQUIRE);
-	uint64_t end = rs_ticks() + rs_spin_most(c->st->ch.remote) * rs_ticks_per_us();
+	uint64_t end = rs_ticks() + rs_config.spin_us * rs_ticks_per_us();
 
 	if (__atomic_load_n(&c->st->ch.mine->tx_cpu, __ATOMIC_RELAXED) ==
 	    (uint32_t)sched_getcpu() + 1)

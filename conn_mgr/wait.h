@@ -78,14 +78,7 @@ bool rs_spin_room(struct rs_waiter *w);
 
 /* The peer sent last from the CPU that we run on: it cannot run while we spin. */
 bool rs_peer_needs_cpu(const struct rs_conn *c);
-/* How long (us) a wait on `c` should spin now; 0 when its peer runs on this CPU. */
-uint32_t rs_spin_us(const struct rs_conn *c);
-/*
- * The next spin (us) after a wait that took `ticks` in all, spinning and sleeping: long while waits
- * are short enough that spinning would have caught them, next to nothing when they are not.
- */
-uint32_t rs_spin_next(uint32_t spin, uint64_t ticks, uint32_t most);
-/* The longest (us) that spinning may pay. */
-uint32_t rs_spin_most(bool remote);
+/* A wait for `c` may find something by spinning: it is fast, and its peer not on this CPU. */
+bool rs_may_spin(const struct rs_conn *c);
 
 #endif

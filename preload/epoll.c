@@ -34,7 +34,6 @@ struct rs_epoll *rs_epoll_new(int epfd)
 	ep->epfd = epfd;
 	ep->nfds = 1;
 	ep->ready_tail = &ep->ready;
-	ep->spin = rs_config.spin_us;
 	rs_sys3(SYS_getrandom, &ep->tag, sizeof(ep->tag), 0);
 	__atomic_store_n(&ep->refs, 1, __ATOMIC_RELEASE);
 	return ep;

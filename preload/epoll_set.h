@@ -72,7 +72,7 @@ struct rs_epoll {
 	uint32_t sleepers;
 	bool nested; /* some other set watches this one: its bell must always be heard */
 	bool flat; /* it is nested as deep as the kernel allows: there is no room for a bell */
-	uint32_t spin;
+	struct rs_spin spin; /* of the threads that wait */
 	uint64_t batches; /* that were collected */
 	uint64_t switches; /* items that have left the kernel's set */
 	uint64_t kernel_look; /* ticks; 0: the last look at the kernel's descriptors found some */

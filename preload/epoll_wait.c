@@ -290,7 +290,7 @@ static bool any_news(const struct rs_epoll *ep)
 
 static bool spin(struct rs_epoll *ep, const struct timespec *left)
 {
-	uint32_t us = __atomic_load_n(&ep->spin, __ATOMIC_RELAXED);
+	uint32_t us = rs_spin_us(&ep->spin, rs_links_remote());
 	uint64_t end;
 
 	if (!rs_config.spin_us || !RS_GET(ep->bell) || !RS_GET(ep->marked))
@@ -401,15 +401,16 @@ static int wait_ep(struct rs_epoll *ep, struct epoll_event *ev, int max,
 			left.tv_nsec = (long)(now % 1000000000u);
 		}
 		start = rs_ticks();
-		if (spin(ep, timeout ? &left : NULL))
+		if (spin(ep, timeout ? &left : NULL)) {
+			rs_spin_waited(&ep->spin, rs_links_remote(), 0);
 			continue;
+		}
 		if (rs_epoll_asleep(ep, true) || __atomic_load_n(&ep->nready, __ATOMIC_SEQ_CST)) {
 			k = kernel_wait(ep, ev, max, &zero, mask);
 		} else {
 			k = kernel_sleep(ep, ev, max, timeout ? &left : NULL, mask);
 		}
-		RS_SET(ep->spin, rs_spin_next(RS_GET(ep->spin), rs_ticks() - start,
-					      rs_spin_most(rs_links_remote())));
+		rs_spin_waited(&ep->spin, rs_links_remote(), rs_ticks() - start);
 		/* If others sleep on, and there is more than we take, they must hear of it. */
 		if (rs_epoll_asleep(ep, false) && RS_GET(ep->sleepers))
 			rs_bell_ring(1u << RS_GET(ep->bell));

@@ -153,7 +153,7 @@ static void arm(struct set *s, uint32_t bell, bool on)
 	}
 }
 
-static __thread uint32_t budget __attribute__((tls_model("initial-exec"))) = UINT32_MAX;
+static __thread struct rs_spin budget __attribute__((tls_model("initial-exec")));
 
 static bool spin(struct set *s, uint64_t end_ns)
 {
@@ -167,13 +167,11 @@ static bool spin(struct set *s, uint64_t end_ns)
 			continue;
 		if (rs_peer_needs_cpu(s->t[i].c))
 			return false;
-		streams |= rs_spin_us(s->t[i].c) != 0;
+		streams |= rs_may_spin(s->t[i].c);
 	}
 	if (!streams)
 		return false;
-	if (budget > rs_spin_most(rs_links_remote()))
-		budget = rs_spin_most(rs_links_remote());
-	end = rs_ticks() + budget * rs_ticks_per_us();
+	end = rs_ticks() + rs_spin_us(&budget, rs_links_remote()) * rs_ticks_per_us();
 	do {
 		for (nfds_t i = 0; i < s->n; i++) {
 			uint32_t ask;
@@ -283,10 +281,12 @@ static int wait_set(struct set *s, const struct timespec *timeout, const sigset_
 		}
 		first = false;
 		start = rs_ticks();
-		if (!mask && spin(s, timeout ? end : 0))
+		if (!mask && spin(s, timeout ? end : 0)) {
+			rs_spin_waited(&budget, rs_links_remote(), 0);
 			continue;
+		}
 		r = sleep_in_kernel(s, timeout ? &left : NULL, mask);
-		budget = rs_spin_next(budget, rs_ticks() - start, rs_spin_most(rs_links_remote()));
+		rs_spin_waited(&budget, rs_links_remote(), rs_ticks() - start);
 		if (r < 0) {
 			look(s);
 			return merge(s) && r == -EINTR && ask_kernel(s) > 0 ? ask_kernel(s) : r;

@@ -92,6 +92,7 @@ struct rs_conn {
 	bool rst_told; /* ECONNRESET of the stream was reported */
 	bool left; /* rs_conn_leave() was called: `reason` is its */
 	bool returns; /* it has left, and may be claimed again */
+	bool parked; /* it has left, or is about to, because nothing moved: comes back when something does */
 	bool reset; /* we aborted it: calls give ECONNRESET once, then EOF/EPIPE */
 	bool foreign; /* another process is its owner (owner.h): not to be used before rs_owner_claim() */
 	bool ended; /* other processes have been told that it is TCP's, or was reset */
@@ -163,6 +164,11 @@ struct rs_conn {
 	uint64_t attached_at; /* ms: the last time; 0: never was */
 	uint64_t return_at; /* ms: look for the peer again */
 	uint32_t losses, return_tries; /* in a row */
+	uint64_t park_at; /* ms: look whether anything has moved; 0: not in both directions fast */
+	uint64_t park_moved; /* bytes that had, the last time, */
+	uint8_t park_looks; /* and how often it was the same */
+	uint8_t park_shift; /* RSOCK_PARK_MS times 2 to this */
+	uint64_t parked_at; /* ms */
 	uint8_t secret[RS_HASH_LEN], peer_commit[RS_HASH_LEN];
 	bool listed, watched_tcp;
 	struct rs_conn *next, *prev; /* control thread's list, or, while it is in one, that of: */

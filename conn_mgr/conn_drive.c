@@ -301,6 +301,8 @@ void rs_conn_settle(struct rs_conn *c)
 	if (c->yields && rs_owner_give(c))
 		end_yield(c);
 	rs_conn_show(c);
+	if (!c->park_at && rs_conn_parks(c))
+		rs_conn_park(c, rs_now_ms());
 	due = rs_conn_deadline(c);
 	if (due)
 		rs_control_due(due);

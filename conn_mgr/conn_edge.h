@@ -45,6 +45,12 @@ void rs_conn_return(struct rs_conn *c);
 bool rs_conn_return_later(struct rs_conn *c, enum rs_reason why);
 /* It is time for one. */
 void rs_conn_return_now(struct rs_conn *c, uint64_t now);
+/* Looks, from when both directions are fast, now and then (c->park_at) whether it is idle: then it leaves. */
+void rs_conn_park(struct rs_conn *c, uint64_t now);
+/* Bytes have moved on TCP after that. */
+void rs_conn_unpark(struct rs_conn *c);
+/* Whether it is one of those that look. */
+bool rs_conn_parks(const struct rs_conn *c);
 
 /* ---- conn_fast.c ---- */
 

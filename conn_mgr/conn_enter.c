@@ -169,7 +169,7 @@ void rs_conn_give_up(struct rs_conn *c, enum rs_reason why)
 
 uint64_t rs_conn_deadline(const struct rs_conn *c)
 {
-	uint64_t d = 0, t[6];
+	uint64_t d = 0, t[7];
 
 	if (c->plain)
 		return 0;
@@ -179,7 +179,8 @@ uint64_t rs_conn_deadline(const struct rs_conn *c)
 	t[3] = c->bound && rs_stream_can_enter(&c->st->sm) ? c->retry_at : 0;
 	t[4] = c->claim == RS_CLAIM_BACKOFF || c->claim == RS_CLAIM_SENT ? c->claim_at : 0;
 	t[5] = rs_conn_waits_to_return(c) && !c->server ? c->return_at : 0;
-	for (size_t i = 0; i < 6; i++)
+	t[6] = c->bound ? c->park_at : 0;
+	for (size_t i = 0; i < 7; i++)
 		if (t[i] && (!d || t[i] < d))
 			d = t[i];
 	return d;
@@ -217,7 +218,7 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 		}
 		goto out;
 	}
-	if (rs_conn_waits_to_return(c) && !c->server && now >= c->return_at) {
+	if (rs_conn_waits_to_return(c) && !c->server && !c->parked && now >= c->return_at) {
 		rs_conn_return_now(c, now);
 		goto out;
 	}
@@ -235,6 +236,8 @@ void rs_conn_timer(struct rs_conn *c, uint64_t now)
 			c->st->sm.refuse = true;
 		if (c->retry_at && now >= c->retry_at)
 			try_enter(c, now);
+		if (c->park_at && now >= c->park_at)
+			rs_conn_park(c, now);
 	}
 	rs_conn_settle(c);
 out:

@@ -155,6 +155,8 @@ again:
 		if (r > 0 && !(flags & MSG_PEEK)) {
 			c->st->krx += (uint64_t)r;
 			rs_rx_tcp(&c->st->sm, (uint64_t)r);
+			if (c->parked)
+				rs_conn_unpark(c);
 			if (c->st->sm.refuse)
 				rs_conn_settle(c); /* it may have waited for just that */
 			if (c->row)
@@ -495,6 +497,8 @@ static void sent_tcp(struct rs_conn *c, size_t k)
 {
 	c->st->ktx += k;
 	rs_tx_tcp(&c->st->sm, k);
+	if (c->parked)
+		rs_conn_unpark(c);
 	if (c->row)
 		c->row->tx_bytes = c->st->sm.tx_off;
 }

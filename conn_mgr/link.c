@@ -240,6 +240,8 @@ static struct rs_link *reclaimed(void)
 	l->name[0] = '\0';
 	l->ports = 0;
 	l->rings_at = 0;
+	l->dirty = false;
+	l->sweep_at = 0;
 	rs_unlock(&l->lock);
 	return l;
 }
@@ -446,6 +448,8 @@ void rs_links_timer(uint64_t now)
 			else
 				rs_control_due(l->born + HELLO_MS);
 		}
+		if (!l->dead && !l->shm.remote)
+			rs_link_slots_timer(l, now);
 		if (!l->dead && l->shm.remote) {
 			uint64_t due = rs_remote_timer(l->shm.remote, now);
 

@@ -38,6 +38,8 @@ struct rs_queued;
 struct rs_slot_state {
 	struct rs_conn *conn; /* who gets the messages; NULL: nobody */
 	bool used, gone_sent, gone_recv, done;
+	uint8_t dirty; /* free, and its rings have memory: sweeps until that goes */
+	uint32_t peer; /* the last stream's number over there, + 1; 0: it was on none */
 };
 
 struct rs_link {
@@ -66,6 +68,8 @@ struct rs_link {
 		inherited_peer; /* segments that go with the fork that is going on */
 	struct rs_slot_state *slot;
 	uint32_t slots, used, hint;
+	bool dirty; /* some slot is */
+	uint64_t sweep_at; /* ms; 0: not yet known */
 	struct rs_link *next;
 	struct rs_queued *queue, **queue_tail; /* what the socket did not take yet */
 	uint32_t queued;

@@ -34,6 +34,8 @@ int rs_link_add_segment(struct rs_link *l);
 void rs_link_drop_segment(struct rs_shm_head *h, int fd);
 /* Under l->lock: the slot serves another stream, if nobody can write it any more. */
 void rs_link_slot_release(struct rs_link *l, uint32_t id);
+/* Gives back the memory of slots that no stream wanted for a while. */
+void rs_link_slots_timer(struct rs_link *l, uint64_t now);
 
 /* ---- link_bell.c ---- */
 

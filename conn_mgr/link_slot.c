@@ -7,6 +7,9 @@
 #include "conn_mgr/conn.h"
 #include "rsock/sys.h"
 
+#define SWEEP_MS 1000
+#define SWEEPS 2 /* after so many a slot that is free is not about to be used again */
+
 void rs_link_drop_segment(struct rs_shm_head *h, int fd)
 {
 	if (fd < 0) {
@@ -100,7 +103,9 @@ void rs_link_slot_release(struct rs_link *l, uint32_t id)
 	/* On a dead link there is nobody whose writes or answers could come. */
 	if (!s->used || s->conn || !(l->dead || (s->done && s->gone_sent && s->gone_recv)))
 		return;
-	*s = (struct rs_slot_state){ 0 };
+	*s = (struct rs_slot_state){ .dirty = s->peer ? SWEEPS : 0, .peer = s->peer };
+	if (s->dirty)
+		__atomic_store_n(&l->dirty, true, __ATOMIC_RELAXED);
 	/* Who slept in it has been woken only now, and still looks at the link's memory. */
 	if (l->dead)
 		__atomic_store_n(&l->died, rs_now_ms(), __ATOMIC_RELAXED);
@@ -168,10 +173,44 @@ void rs_link_detach(struct rs_conn *c)
 	if (l->slot[c->id].conn == c) {
 		l->slot[c->id].conn = NULL;
 		l->slot[c->id].done = true;
+		l->slot[c->id].peer = c->peer_id + 1;
 		rs_link_slot_release(l, c->id);
 	}
 	rs_unlock(&l->lock);
 	c->link = NULL;
+}
+
+/* Nobody but this thread gives slots to streams: what is free stays so meanwhile. */
+static void sweep(struct rs_link *l)
+{
+	bool dirty = false;
+
+	for (uint32_t id = 0; id < l->slots; id++) {
+		uint32_t peer = 0;
+
+		rs_lock(&l->lock);
+		if (!l->slot[id].used && l->slot[id].dirty && --l->slot[id].dirty == 0)
+			peer = l->slot[id].peer;
+		dirty |= !l->slot[id].used && l->slot[id].dirty;
+		rs_unlock(&l->lock);
+		if (peer)
+			rs_shm_empty(&l->shm, id, peer - 1);
+	}
+	if (dirty)
+		__atomic_store_n(&l->dirty, true, __ATOMIC_RELAXED);
+}
+
+void rs_link_slots_timer(struct rs_link *l, uint64_t now)
+{
+	if (l->sweep_at && now >= l->sweep_at) {
+		l->sweep_at = 0;
+		if (__atomic_exchange_n(&l->dirty, false, __ATOMIC_RELAXED))
+			sweep(l);
+	}
+	if (!l->sweep_at && __atomic_load_n(&l->dirty, __ATOMIC_RELAXED))
+		l->sweep_at = now + SWEEP_MS;
+	if (l->sweep_at)
+		rs_control_due(l->sweep_at);
 }
 
 struct rs_conn *rs_link_conn(struct rs_link *l, uint32_t id)

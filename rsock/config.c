@@ -13,7 +13,9 @@
 #define KEY_MIN 16
 #define KEY_MAX 1024
 
-struct rs_config rs_config = { .spin_us = 50, .window_ms = 2000, .enter_ms = 250 };
+struct rs_config rs_config = {
+	.spin_us = 50, .window_ms = 2000, .enter_ms = 250, .park_ms = 300000
+};
 
 static void number(const char *name, uint32_t max, uint32_t *out)
 {
@@ -95,6 +97,7 @@ void rs_config_load(void)
 	number("RSOCK_SPIN_US", 100000, &rs_config.spin_us);
 	number("RSOCK_WINDOW_MS", 600000, &rs_config.window_ms);
 	number("RSOCK_ENTER_MS", 60000, &rs_config.enter_ms);
+	number("RSOCK_PARK_MS", 86400000, &rs_config.park_ms);
 	if (!off)
 		load_key();
 }

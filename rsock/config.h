@@ -19,6 +19,8 @@ struct rs_config {
 	uint32_t spin_us; /* RSOCK_SPIN_US: longest spin before a wait sleeps; 0: never spin */
 	uint32_t window_ms; /* RSOCK_WINDOW_MS: how long an accepted connection may be claimed */
 	uint32_t enter_ms; /* RSOCK_ENTER_MS: an unanswered entry is abandoned after this */
+	uint32_t
+		park_ms; /* RSOCK_PARK_MS: a stream idle for so long gives up its rings; 0: never */
 	/*
 	 * RSOCK_KEY_FILE: only who has the same file's bytes may be a peer on another host. BAD: it was
 	 * asked for and cannot be had, so nobody may.

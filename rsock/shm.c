@@ -31,6 +31,7 @@ const uint8_t rs_shm_shift[RS_TIERS] = { 16, 20, 23 };
  * has got ahead too, must still find room in its ring to read its way through all of that.
  */
 #define MAX_STAGED (1u << 20)
+#define TABLE_MASK (((uintptr_t)2 << 20) - 1)
 #define SHRINK_AFTER 64 /* times found empty */
 #define GROW_AFTER 16 /* times found full */
 
@@ -183,6 +184,35 @@ static void rings(struct rs_shm_head *h, uint32_t slot, uint8_t *ring[RS_TIERS])
 		ring[t] = p;
 		p += TIER_SIZE(t);
 	}
+}
+
+/*
+ * The kernel frees a page table (of 2 MiB, since Linux 6.14) when all of what it is for is given up. What the
+ * slot's first one has of the slot before loses its pages from it, not their contents.
+ */
+static void unmap_rings(struct rs_shm_head *h, uint32_t slot)
+{
+	uint8_t *ring[RS_TIERS];
+	uintptr_t from, to;
+
+	rings(h, slot, ring);
+	from = (uintptr_t)ring[0] & ~TABLE_MASK;
+	to = ((uintptr_t)ring[0] + STRIDE) & ~TABLE_MASK;
+	if (from < (uintptr_t)h)
+		from = (uintptr_t)h;
+	rs_sys3(SYS_madvise, from, to - from, MADV_DONTNEED);
+}
+
+void rs_shm_empty(struct rs_shm_link *l, uint32_t id, uint32_t peer_id)
+{
+	struct rs_shm_head *h = l->mine[id / RS_SHM_SLOTS];
+	uint8_t *ring[RS_TIERS];
+
+	rings(h, id % RS_SHM_SLOTS, ring);
+	rs_sys3(SYS_madvise, ring[0], STRIDE, MADV_REMOVE);
+	unmap_rings(h, id % RS_SHM_SLOTS);
+	if (peer_id / RS_SHM_SLOTS < l->npeer)
+		unmap_rings(l->peer[peer_id / RS_SHM_SLOTS], peer_id % RS_SHM_SLOTS);
 }
 
 __attribute__((no_sanitize("thread"))) void rs_chan_set(struct rs_chan *c, const struct rs_chan *to)

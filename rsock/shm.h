@@ -163,6 +163,11 @@ int rs_shm_create(struct rs_shm_head **head);
  */
 int rs_shm_map(int memfd, struct rs_shm_head **head);
 void rs_shm_unmap(struct rs_shm_head *head);
+/*
+ * Nobody uses the rings of slot `id` any more: their memory goes back to the system; and with it our page
+ * tables, also for those of the peer's `peer_id`, whose memory is the peer's to give back.
+ */
+void rs_shm_empty(struct rs_shm_link *l, uint32_t id, uint32_t peer_id);
 /* Forked children get the mapping, which they do not otherwise. */
 void rs_shm_inherit(struct rs_shm_head *head);
 void rs_shm_disinherit(struct rs_shm_head *head);

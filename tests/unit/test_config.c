@@ -99,6 +99,8 @@ static void good_values(void **state)
 	assert_int_equal(config_of("RSOCK_SPIN_US", "77", NULL, NULL, 0).spin_us, 77);
 	assert_int_equal(config_of("RSOCK_WINDOW_MS", "600000", NULL, NULL, 0).window_ms, 600000);
 	assert_int_equal(config_of("RSOCK_ENTER_MS", "00017", NULL, NULL, 0).enter_ms, 17);
+	assert_int_equal(config_of("RSOCK_PARK_MS", "0", NULL, NULL, 0).park_ms, 0);
+	assert_int_equal(config_of("RSOCK_PARK_MS", "86400000", NULL, NULL, 0).park_ms, 86400000);
 }
 
 static void bad_values(void **state)
@@ -135,6 +137,7 @@ static void bad_values(void **state)
 			assert_non_null(strstr(err, "warn: "));
 		}
 	}
+	assert_int_equal(config_of("RSOCK_PARK_MS", "86400001", NULL, NULL, 0).park_ms, 300000);
 	assert_false(config_of("RSOCK_DISABLE", "2", NULL, NULL, 0).off);
 	assert_false(config_of("RSOCK_DISABLE", "yes", NULL, NULL, 0).off);
 }

@@ -206,6 +206,7 @@ role, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 unit = bytes(range(256)) * 16
 if role == "client":
     s = socket.create_connection((address, port))
+    turns, rest = 0, float(sys.argv[4]) if len(sys.argv) > 4 else 0
     while True:
         s.sendall(unit)
         got = b""
@@ -217,11 +218,26 @@ if role == "client":
         if got != unit:
             sys.exit("wrong bytes")
         time.sleep(0.001)
+        turns += 1
+        if rest and turns % 2000 == 0:
+            time.sleep(rest)
 listener = socket.create_server((address, port))
 s = listener.accept()[0]
 while data := s.recv(65536):
     s.sendall(data)
 """
+
+
+def wait_path(lab, path, seconds, client, server):
+    """Both ends, both directions, while the programs run."""
+    end = clock.now() + seconds
+    while True:
+        seen = [(r["tx_path"], r["rx_path"], r["reason"]) for e in lab.hosts for r in rows(e)]
+        if len(seen) == 2 and all(s[:2] == (path, path) for s in seen):
+            return seen
+        check(client.running() and server.running(), client.story() + server.story())
+        check(clock.now() < end, "not on %s: %s" % (path, seen))
+        time.sleep(0.1)
 
 
 @needs(timeout=150)
@@ -234,29 +250,34 @@ def case_RDMA_comes_back(lab):
     server.wait_listening(PORT)
     client = a.spawn([*RSOCK, "python3", "/tmp/ask.py", "client", b.ip, str(PORT)])
 
-    def wait_path(path, seconds):
-        """Both ends, both directions, while bytes move."""
-        end = clock.now() + seconds
-        while True:
-            seen = [(r["tx_path"], r["rx_path"], r["reason"]) for e in lab.hosts
-                    for r in rows(e)]
-            if len(seen) == 2 and all(s[:2] == (path, path) for s in seen):
-                return seen
-            check(client.running() and server.running(), client.story() + server.story())
-            check(clock.now() < end, "not on %s: %s" % (path, seen))
-            time.sleep(0.1)
-
-    wait_path("rdma", 20)
+    wait_path(lab, "rdma", 20, client, server)
     for _ in range(3):
         a.block_roce()
-        for _, _, reason in wait_path("tcp", 10):
+        for _, _, reason in wait_path(lab, "tcp", 10, client, server):
             check(reason in ("link-lost", "peer-left"), reason)
         before = rows(a)[0]["tx_bytes"]
         time.sleep(2)
         check(rows(a)[0]["tx_bytes"] > before, "nothing moves")
         a.unblock_roce()
-        wait_path("rdma", 40)
+        wait_path(lab, "rdma", 40, client, server)
     check(rows(a)[0]["enters"] >= 8, "%s" % rows(a))
+    client.kill()
+
+
+@needs(timeout=100)
+def case_idle_connections_are_parked(lab):
+    """Each time that the client rests: to TCP, and back with what it sends then."""
+    a, b = lab.hosts
+    parks = ["env", "RSOCK_PARK_MS=300", *RSOCK]
+    for host in lab.hosts:
+        host.put("/tmp/ask.py", ASK)
+    server = b.spawn([*parks, "python3", "/tmp/ask.py", "server", b.ip, str(PORT)])
+    server.wait_listening(PORT)
+    client = a.spawn([*parks, "python3", "/tmp/ask.py", "client", b.ip, str(PORT), "5"])
+    for _ in range(3):
+        wait_path(lab, "rdma", 20, client, server)
+        reasons = [reason for _, _, reason in wait_path(lab, "tcp", 20, client, server)]
+        check(reasons == ["parked", "peer-left"], reasons)
     client.kill()
 
 

@@ -20,6 +20,8 @@
 
 /* Published in pieces so that the receiver works on the first while we copy the next. */
 #define PIECE ((size_t)8 << 10)
+#define FRAGMENT \
+	((size_t)32 << 10) /* of the kernel's send (net/core/sock.c, skb_page_frag_refill) */
 #define MAX_PACES 64 /* times that a call which may not sleep waits for the receiver to move */
 
 /* ---- receiving ---- */
@@ -33,14 +35,40 @@ static size_t iov_bytes(const struct iovec *iov, size_t n)
 	return sum;
 }
 
-/* The kernel would say EFAULT; that much can be known without touching the memory. */
-static bool bad_iov(const struct iovec *iov, size_t n)
+/*
+ * Would the kernel say EFAULT before it has moved `reach` bytes? That much can be known without touching
+ * the memory: it looks at all addresses for those that no program has, then at what its copy meets.
+ */
+static bool bad_iov(const struct iovec *iov, size_t n, size_t reach)
 {
-	for (size_t i = 0; i < n; i++)
-		if (iov[i].iov_len && ((uintptr_t)iov[i].iov_base < 4096 ||
-				       (uintptr_t)iov[i].iov_base >= (uintptr_t)1 << 47))
+	bool bad = false;
+
+	for (size_t i = 0; i < n; i++) {
+		if (!iov[i].iov_len)
+			continue;
+		if ((uintptr_t)iov[i].iov_base >= (uintptr_t)1 << 47)
 			return true;
-	return false;
+		bad |= reach && (uintptr_t)iov[i].iov_base < 4096;
+		reach -= reach < iov[i].iov_len ? reach : iov[i].iov_len;
+	}
+	return bad;
+}
+
+/*
+ * For sending: the kernel keeps what it had copied before the fault, in steps of a page fragment. Cuts
+ * *n and *want to the buffers in front of the bad one, when they are worth such a step.
+ */
+static bool cut_iov(const struct iovec *iov, size_t *n, size_t *want, size_t done)
+{
+	size_t sum = 0, i = 0;
+
+	while (i < *n && (!iov[i].iov_len || (uintptr_t)iov[i].iov_base >= 4096))
+		sum += iov[i++].iov_len;
+	if (sum < done + FRAGMENT || bad_iov(iov, *n, 0))
+		return false;
+	*n = i;
+	*want = sum;
+	return true;
 }
 
 /* Copies ring bytes [head, upto) behind `done` bytes of the iovec; returns how many fitted. */
@@ -203,7 +231,7 @@ again:
 		return -EAGAIN;
 	}
 	case RS_RXP_RING:
-		if (c->rests && want && bad_iov(iov, n) && !(flags & MSG_TRUNC))
+		if (c->rests && want && bad_iov(iov, n, want) && !(flags & MSG_TRUNC))
 			return -EFAULT;
 		if (c->rests && want) {
 			ssize_t r = rs_rest_recv(c, iov, n, done, flags);
@@ -225,7 +253,8 @@ again:
 			*eof = true;
 			return 0;
 		}
-		if (tail > c->st->sm.rx_off && bad_iov(iov, n) && !(flags & MSG_TRUNC))
+		if (tail > c->st->sm.rx_off && !(flags & MSG_TRUNC) &&
+		    bad_iov(iov, n, done + (size_t)(tail - c->st->sm.rx_off)))
 			return -EFAULT;
 		if (tail > c->st->sm.rx_off) {
 			size_t k = ring_to_iov(c, iov, n, done, tail, flags & MSG_PEEK,
@@ -385,7 +414,7 @@ static ssize_t do_recv(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 
 			r = 0;
 			if (c->rest && want && !done)
-				r = bad_iov(iov, n) && !(flags & MSG_TRUNC)
+				r = bad_iov(iov, n, want) && !(flags & MSG_TRUNC)
 					    ? -EFAULT
 					    : rs_rest_recv(c, iov, n, 0, flags);
 			if (r == 0 && want)
@@ -645,7 +674,7 @@ static ssize_t do_send(struct rs_waiter *w, const struct iovec *iov, size_t n, i
 			}
 			break;
 		case RS_TXP_RING:
-			if (bad_iov(iov, n)) {
+			if (bad_iov(iov, n, want) && !cut_iov(iov, &n, &want, done)) {
 				r = -EFAULT;
 				break;
 			}

@@ -720,6 +720,24 @@ CASE(recv, efault_readv_second, 0)
 	retd("after", recv(k.fd, b, sizeof(b), 0), b);
 }
 
+CASE(recv, efault_beyond_what_came, 0)
+{
+	struct conn k;
+	char a[8] = "-----", b[16];
+	struct iovec iov[2] = { { a, 3 }, { conf_bad, 3 } };
+
+	conf_pair(&k);
+	arrive(&k, "abc");
+	retd("peek", recvmsg(k.fd, &(struct msghdr){ .msg_iov = iov, .msg_iovlen = 2 }, MSG_PEEK),
+	     a);
+	retd("readv", readv(k.fd, iov, 2), a);
+	ret("after", recv(k.fd, b, sizeof(b), MSG_DONTWAIT));
+	arrive(&k, "def");
+	iov[1].iov_base = (char *)conf_null - 4096;
+	ret("no_address", readv(k.fd, iov, 2));
+	retd("after", recv(k.fd, b, sizeof(b), 0), b);
+}
+
 CASE(recv, efault_partial_buffer, 0)
 {
 	struct conn k;

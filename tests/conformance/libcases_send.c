@@ -228,6 +228,22 @@ CASE(send, efault_second_iov, 0)
 	got(&k, 2);
 }
 
+CASE(send, efault_after_much, 0)
+{
+	struct conn k;
+	static char a[300000];
+	struct iovec iov[2] = { { a, sizeof(a) }, { conf_bad, 4 } };
+	ssize_t r;
+
+	conf_pair(&k);
+	pattern(a, sizeof(a), 0, 7);
+	r = writev(k.fd, iov, 2);
+	/* How much the kernel had copied before the fault depends on its fragments. */
+	ret("some", r > 0 && r <= (ssize_t)sizeof(a));
+	ret("peer", r > 0 && p_recvn(&k, r, 7) == r);
+	got_rest(&k);
+}
+
 CASE(send, efault_tail, 0)
 {
 	struct conn k;

@@ -57,12 +57,17 @@ static bool wait_in(struct rng *r, int fd, int ep)
 	struct epoll_event ev;
 	struct timeval tv = { WAIT_MS / 1000, 0 };
 	fd_set set;
+	int n;
 
 	switch (rng_below(r, 4)) {
 	case 0:
 		return rsock_poll(&p, 1, WAIT_MS) == 1;
 	case 1:
-		return rsock_epoll_wait(ep, &ev, 1, WAIT_MS) == 1;
+		/* pthread_create() blocks signals for a moment: a SIGCHLD that nobody wants ends it, then. */
+		do {
+			n = rsock_epoll_wait(ep, &ev, 1, WAIT_MS);
+		} while (n < 0 && errno == EINTR);
+		return n == 1;
 	case 2:
 		FD_ZERO(&set);
 		FD_SET(fd, &set);
